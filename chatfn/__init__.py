@@ -1,0 +1,38 @@
+"""The chat completion as a function on plain data."""
+
+from chatfn.chunks import collect, events_of, text_deltas, text_of
+from chatfn.client import (
+    MIDDLEWARE,
+    acreate_chat_completion,
+    aresponder,
+    create_chat_completion,
+    responder,
+)
+from chatfn.core import build_request, completion_of, wire_headers
+from chatfn.errors import ChatError
+from chatfn.impls import IMPLS
+from chatfn.middleware import Call, Sleep, middleware
+from chatfn.spec import __version__
+from chatfn.transports import TRANSPORTS
+
+__all__ = [
+    "IMPLS",
+    "MIDDLEWARE",
+    "TRANSPORTS",
+    "Call",
+    "ChatError",
+    "Sleep",
+    "__version__",
+    "acreate_chat_completion",
+    "aresponder",
+    "build_request",
+    "collect",
+    "completion_of",
+    "create_chat_completion",
+    "events_of",
+    "middleware",
+    "responder",
+    "text_deltas",
+    "text_of",
+    "wire_headers",
+]

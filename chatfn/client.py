@@ -1,0 +1,208 @@
+"""The calls: one chat completion, now or awaited.  The only module that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, cast
+
+from pyrsistent import PMap, pmap
+from toolz import compose
+
+from chatfn.chunks import collector
+from chatfn.core import NO_OPTIONS, completion_of, request_of
+from chatfn.errors import ChatError, category_of
+from chatfn.impls import variables_of
+from chatfn.middleware import is_async
+from chatfn.middleware.call import authorize, redirected, timed, tracing
+from chatfn.middleware.codec import codec
+from chatfn.middleware.retry import retry
+from chatfn.options import CREDENTIALS, check_secret, impl_of, nearest, resolve, sealed
+from chatfn.secret import seal
+from chatfn.spec import AsyncHandler, Handler, Impl, Json, Middleware, Options, Request, Response
+from chatfn.transports import NETWORK, aclose, close, default_async, named, transport_of
+
+MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap({"retry": retry})
+STACK = (["retry", {"attempts": 3}],)
+
+
+def environment(options: Json) -> dict[str, Any]:
+    """What the environment says of the options of their impl, read now; credentials sealed."""
+    impl = impl_of(options)
+    found: dict[str, Any] = {}
+    for option in impl["env"]:
+        for variable in variables_of(impl, option):
+            if os.environ.get(variable) and option not in found:
+                found[option] = seal(os.environ[variable]) if option in CREDENTIALS else os.environ[variable]
+    return found
+
+
+def resolved(options: Any) -> Options:
+    """Options complete with the environment's; a transport of the network has its credential."""
+    if not isinstance(options, Mapping):
+        return resolve(options)
+    return resolve(options, environment(options))
+
+
+def layer(item: Any) -> Middleware:
+    """Middleware as it is, or by its name in ``MIDDLEWARE``, with its settings.
+
+    >>> layer(["retry", {"attempts": 6}]).__name__
+    'wrap'
+    """
+    if callable(item):
+        return cast(Middleware, item)
+    name, settings = named(item, "middleware")
+    if name not in MIDDLEWARE:
+        raise ValueError(
+            f"unknown middleware {name!r}{nearest(name, MIDDLEWARE)}; known: {', '.join(sorted(MIDDLEWARE))}"
+        )
+    return MIDDLEWARE[name](**settings)
+
+
+def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
+    """The handler of a call: its middleware, outermost first, around the codec, around the transport."""
+    trace = options.get("trace")
+    stack = compose(
+        timed(),
+        *map(layer, options.get("middleware", STACK)),
+        authorize(),
+        *([] if trace is None else [tracing(trace)]),
+        codec(options.get("category_of", category_of)),
+        redirected(),
+    )
+    return stack(transport)
+
+
+def check_credential(options: Options, name: Any) -> None:
+    """Raise now, and not at the first attempt, if the network's transport would lack a credential."""
+    auth = cast(Impl, options["impl"])["auth"](options)
+    headers = options.get("request", {}).get("headers") or {}
+    if auth is not None and (name is None or name in NETWORK) and auth["header"] not in map(str.lower, headers):
+        if auth["secret"].kind == "absent":
+            auth["secret"].reveal()
+        check_secret(f"the secret of the header {auth['header']!r}", auth["secret"])
+
+
+def with_params(options: Options, params: Any) -> Options:
+    """The options, with the ``on_next`` that the Clojure library has in params."""
+    if isinstance(params, Mapping):
+        on_next = params.get("on_next") or params.get("on-next")
+        if on_next is not None and "on_next" not in options:
+            options = {**options, "on_next": on_next}
+        if options.get("on_next") is not None and not params.get("stream"):
+            raise ValueError('"on_next" is for streams: give "stream": True in params')
+    if options.get("on_next") is not None and not callable(options["on_next"]):
+        raise TypeError(f"on_next is {type(options['on_next']).__name__}; give a function of an event")
+    return options
+
+
+def responder(options: Options = NO_OPTIONS) -> Callable[[Json], Response]:
+    """A function of params to a response map, which never raises for what the world did: that is its ``error``.
+
+    What the caller did wrong raises ``ValueError`` or ``TypeError`` before anything is sent.
+
+    >>> respond = responder({"transport": "echo"})
+    >>> respond({"model": "m", "messages": [{"role": "user", "content": "hi"}]})["status"]
+    200
+    """
+    options = resolved(sealed(options))
+    return respond_with(options)
+
+
+def respond_with(options: Options) -> Callable[[Json], Response]:
+    transport = transport_of(options.get("transport", "requests"))
+    if is_async(transport):
+        raise ValueError(f"the transport {options.get('transport')!r} is asynchronous; use acreate_chat_completion")
+    check_credential(options, options.get("transport"))
+    handler = handler_of(options, transport)
+    return lambda params: cast(Response, handler(request_of(params, options)))
+
+
+def aresponder(options: Options = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
+    """The same, awaited; a blocking transport runs on threads."""
+    options = resolved(sealed(options))
+    return arespond_with(options)
+
+
+def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
+    from chatfn.transports.threads import threaded
+
+    name = options.get("transport", default_async())
+    transport = transport_of(name)
+    check_credential(options, name)
+    handler = handler_of(options, transport if is_async(transport) else threaded(transport))
+
+    async def respond(params: Json) -> Response:
+        request: Request = request_of(params, options)
+        return cast(Response, await handler(request))
+
+    return respond
+
+
+def create_chat_completion(params: Json, options: Options = NO_OPTIONS) -> Any:
+    """The completion of a params map, as a dict; with ``"stream": True`` an iterator of its events, as dicts.
+
+    ``params``: the JSON body of the API.  With ``on_next`` each event of a stream goes to that function, and the whole
+    completion is returned.  With ``full_response`` the response map is returned instead, errors included.
+    Raises ``ChatError`` for what the world did, ``ValueError`` or ``TypeError`` for what the caller did wrong.
+    Source: https://platform.openai.com/docs/api-reference/chat/create
+
+    >>> create_chat_completion(
+    ...     {"model": "m", "messages": [{"role": "user", "content": "hi"}]}, {"transport": "echo"}
+    ... )["choices"][0]["message"]["content"]
+    'hi'
+    """
+    options = sealed(options)
+    whole = with_params(resolved(options), params)
+    return finish(respond_with(whole)(params), whole)
+
+
+async def acreate_chat_completion(params: Json, options: Options = NO_OPTIONS) -> Any:
+    """The same, awaited; with ``"stream": True`` an asynchronous iterator of events.
+
+    >>> import asyncio
+    >>> params = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    >>> asyncio.run(acreate_chat_completion(params, {"transport": "echo"}))["choices"][0]["finish_reason"]
+    'stop'
+    """
+    options = sealed(options)
+    whole = with_params(resolved(options), params)
+    return await afinish(await arespond_with(whole)(params), whole)
+
+
+def finish(response: Response, options: Options) -> Any:
+    """What a call returns of its response."""
+    on_next = options.get("on_next")
+    if on_next is not None and isinstance(response["body"], Iterator):
+        body = response["body"]
+        response = {**response, "body": None}
+        fold = collector()
+        try:
+            for event in body:
+                fold.add(event)
+                on_next(event)
+            response = {**response, "body": fold.completion()}
+        except ChatError as exc:
+            response = {**response, "error": exc.error}
+        finally:
+            close(body)
+    return response if options.get("full_response") else completion_of(response)
+
+
+async def afinish(response: Response, options: Options) -> Any:
+    on_next = options.get("on_next")
+    if on_next is not None and hasattr(response["body"], "__anext__"):
+        body = response["body"]
+        response = {**response, "body": None}
+        fold = collector()
+        try:
+            async for event in body:
+                fold.add(event)
+                on_next(event)
+            response = {**response, "body": fold.completion()}
+        except ChatError as exc:
+            response = {**response, "error": exc.error}
+        finally:
+            await aclose(body)
+    return response if options.get("full_response") else completion_of(response)

@@ -1,0 +1,194 @@
+"""Params to request, request to bytes, bytes to response, response to completion: pure functions of maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from toolz import merge
+
+from chatfn.errors import (
+    EXCERPT_CHARACTERS,
+    ChatError,
+    category_of,
+    error_map,
+    request_id_of,
+)
+from chatfn.impls import with_path
+from chatfn.operations import OPERATIONS
+from chatfn.options import (
+    CREDENTIAL_HEADERS,
+    DEADLINE,
+    bounds_of,
+    check_url,
+    headers_of,
+    is_loopback,
+    present,
+    query_of,
+    resolve,
+    sealed,
+    timeout_of,
+)
+from chatfn.plain import plain, without
+from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask_all
+from chatfn.spec import Classify, Error, Impl, Json, Options, Request, Response, __version__
+
+NO_OPTIONS: Options = {}
+CLIENT_PARAMS = ("on_next", "on-next", "stream_buffer_len")  # of the Clojure library; never on the wire
+JSON_HEADERS = {
+    "accept": "application/json",
+    "content-type": "application/json",
+    "user-agent": f"chatfn/{__version__}",
+}
+
+
+def build_request(params: Json, options: Options = NO_OPTIONS) -> Request:
+    """The request map of a chat completion: what would be sent, without sending it, and without a secret in it.
+
+    Pure: the environment is not read, and no key is needed.  ``TypeError`` and ``ValueError`` name what can't be sent.
+
+    >>> request = build_request({"model": "m", "messages": []}, {"api_key": "sk-1"})
+    >>> request["url"], request["body"], request["auth"]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ('https://api.openai.com/v1/chat/completions', {'model': 'm', 'messages': []},
+     {'header': 'authorization', 'scheme': 'Bearer', 'secret': '***'})
+    """
+    options = sealed(options)
+    return request_of(params, resolve(options))
+
+
+def request_of(params: Json, options: Options) -> Request:
+    """The request map of a chat completion, from resolved options."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params are {type(params).__name__}; give a mapping such as {{'model': …, 'messages': […]}}")
+    impl = cast(Impl, options["impl"])
+    operation = OPERATIONS["create_chat_completion"]
+    data = plain(without(params, *CLIENT_PARAMS), options["surrogates"])
+    given = options.get("request", {})
+    asked = headers_of(given.get("headers") or {})
+    url = impl["url"](operation, data, options)
+    if given.get("query"):
+        url = with_path(url, urlsplit(url).path, query_of(given["query"]))
+    check_url("the URL", url)
+    stream = bool(data.get("stream"))
+    request: dict[str, Any] = {
+        "operation": "create_chat_completion",
+        "method": operation["method"],
+        "url": url,
+        "headers": present(merge(JSON_HEADERS, impl["headers"](options), asked)),
+        "body": impl["body"](data, options),
+        "stream": stream,
+        "timeout": timeout_of(given.get("timeout")),
+        "deadline": options.get("deadline", None if stream else DEADLINE),
+        "bounds": bounds_of(options),
+        **present({name: given.get(name) for name in ("proxies", "verify", "cert")}),
+    }
+    auth = None if asked.keys() & CREDENTIAL_HEADERS else impl["auth"](options)
+    if auth is not None:
+        request["auth"] = auth
+    check_exposure(request, options)
+    return cast(Request, request)
+
+
+def check_exposure(request: Json, options: Options) -> None:
+    """Raise if a credential would cross the network unencrypted."""
+    parts = urlsplit(request["url"])
+    bare = "auth" not in request and not any(isinstance(value, Secret) for value in request["headers"].values())
+    if parts.scheme == "http" and not bare and not is_loopback(parts.hostname or "") and not options["allow_http"]:
+        raise ValueError(
+            f"the endpoint {parts.scheme}://{parts.netloc} would send the key unencrypted; "
+            'use https, or give the option {"allow_http": True}'
+        )
+
+
+def wire_headers(request: Request) -> dict[str, str]:
+    """The headers as they go over the wire, credentials in the clear: for transports, at the moment of sending.
+
+    >>> wire_headers(build_request({"model": "m"}, {"api_key": "sk-1"}))["authorization"]
+    'Bearer sk-1'
+    """
+    headers = {k: v.reveal() if isinstance(v, Secret) else v for k, v in request["headers"].items()}
+    auth = request.get("auth")
+    if auth is not None:
+        headers[auth["header"]] = f"{auth['scheme']} {auth['secret'].reveal()}".lstrip()
+    return headers
+
+
+def encode(request: Request) -> Request:
+    """The same request with its body as bytes of compact JSON, keys in the order in which they stand."""
+    text = json.dumps(request["body"], ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return {**request, "body": text.encode()}
+
+
+def parse(body: bytes) -> Any:
+    """The data of a JSON text in UTF-8, whatever it says of its charset; ``ValueError`` for anything else."""
+    try:
+        return json.loads(body.removeprefix(b"\xef\xbb\xbf").decode())
+    except RecursionError:
+        problem = "nested too deeply"
+    raise ValueError(problem)
+
+
+def decode(response: Response, secrets: list[str], classify: Classify = category_of, now: float = 0.0) -> Response:
+    """The response with its bytes as data, and with an ``error`` unless it is a 2xx whose body is one JSON map.
+
+    ``secrets``: values to mask, should the server echo one.
+
+    >>> decode({"status": 200, "headers": {}, "body": b"[]"}, [])["error"]["message"]
+    'a 200 answer that is no JSON map: []'
+    """
+    status, headers, body = response["status"], response["headers"], response["body"]
+    data = data_of(body)
+    if 200 <= status < 300 and isinstance(data, dict) and not data.get("error"):
+        whole: Response = {**response, "body": mask_in_answer(data, body, secrets)}
+        return whole
+    headers = mask_all(dict(headers), secrets)
+    data = mask_all(data, secrets)
+    error = error_map(status, headers, data, classify, now)
+    if 200 <= status < 300 and not (isinstance(data, dict) and data.get("error")):
+        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+        said = f": {text[:EXCERPT_CHARACTERS]}" if text else ", and is empty"
+        error = cast(Error, {**error, "message": f"a {status} answer that is no JSON map{said}"})
+    return {**response, "headers": headers, "body": data, "error": error}
+
+
+def data_of(body: Any) -> Any:
+    """The data in a body: of bytes what they say in JSON, else their text."""
+    if not isinstance(body, (bytes, bytearray)):
+        return "" if body is None else body
+    try:
+        return parse(bytes(body))
+    except ValueError:
+        return bytes(body).decode("utf-8", "replace")
+
+
+def mask_in_answer(data: Any, body: Any, secrets: list[str]) -> Any:
+    """The data of a good answer; a secret in it, should it be long enough to be one, is masked."""
+    echoed = [value for value in secrets if isinstance(body, (bytes, bytearray)) and value.encode() in body]
+    return mask_all(data, echoed, SHORTEST_IN_ANSWERS) if echoed else data
+
+
+def with_totals(response: Response, elapsed: float) -> Response:
+    """The response with what its caller may ask of it: ``attempts``, ``elapsed`` and, if the server gave one,
+    ``request_id``."""
+    attempts = response.get("attempts", 1)
+    found: dict[str, Any] = {**response, "attempts": attempts, "elapsed": elapsed}
+    request_id = request_id_of(response["headers"])
+    if request_id is not None:
+        found["request_id"] = request_id
+    if "error" in response:
+        found["error"] = {**response["error"], "attempts": attempts}
+    return cast(Response, found)
+
+
+def completion_of(response: Response) -> Any:
+    """The body of a good response; raises the ``ChatError`` of a failed one.
+
+    >>> completion_of({"status": 200, "headers": {}, "body": {"id": "c"}})
+    {'id': 'c'}
+    """
+    if "error" in response:
+        raise ChatError(response["error"])
+    return response["body"]

@@ -1,0 +1,205 @@
+"""Middleware: handler to handler, each written once, as a flow, for blocking and awaitable handlers alike.
+
+A *flow* is a generator over effects.  It yields a request map (send this: it is answered with the response map), a
+``Sleep`` (wait: answered with the time afterwards) or a ``Call`` (call this function: answered with what it returns,
+awaited if need be), and returns the response map.  It does no I/O and reads no clock, so it is tested with ``next`` and
+``send``.  ``@middleware`` lifts a flow into Ring middleware; the drivers below are all that knows of sync and async.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from functools import wraps
+from inspect import isawaitable, iscoroutinefunction
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+
+from chatfn.errors import ChatError
+from chatfn.spec import Error, Middleware, Request, Response
+from chatfn.transports import aclose, close
+
+P = ParamSpec("P")
+E = TypeVar("E")
+
+
+class Sleep(NamedTuple):
+    """Wait so many seconds.  The answer is the time afterwards, in seconds of a monotonic clock: ``Sleep(0)`` asks for
+    the time."""
+
+    seconds: float
+
+
+class Call(NamedTuple):
+    """Call a function of no arguments, and await what it returns if that can be awaited."""
+
+    function: Callable[[], Any]
+
+
+Flow = Generator[Request | Sleep | Call, Any, Response]
+StreamFlow = Generator[list[dict[str, Any]] | Sleep | Call, Any, None]
+
+
+def middleware(flow: Callable[Concatenate[Request, P], Flow]) -> Callable[P, Middleware]:
+    """Middleware of a ``flow(request, *settings)``: called with the settings, it wraps a handler.
+
+    >>> @middleware
+    ... def asking_kindly(request, word):
+    ...     response = yield {**request, "body": {**request["body"], "user": word}}
+    ...     return {**response, "kind": True}
+    >>> handler = asking_kindly("please")(lambda request: {"status": 200, "headers": {}, "body": request["body"]})
+    >>> handler({"body": {}})
+    {'status': 200, 'headers': {}, 'body': {'user': 'please'}, 'kind': True}
+    """
+
+    @wraps(flow)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Middleware:
+        def wrap(handler: Any) -> Any:
+            def run(request: Request) -> Response:
+                return drive(flow(request, *args, **kwargs), handler)
+
+            async def arun(request: Request) -> Response:
+                return await adrive(flow(request, *args, **kwargs), handler)
+
+            return arun if is_async(handler) else run
+
+        return wrap
+
+    return make
+
+
+def is_async(handler: Any) -> bool:
+    """Whether a handler is awaited: a coroutine function, or an object whose ``__call__`` is one."""
+    return iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def drive(steps: Flow, handler: Callable[[Request], Response]) -> Response:
+    """The response of a flow on a blocking handler."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = perform(step) if isinstance(step, (Sleep, Call)) else handler(step)
+            except Exception as exc:
+                step = steps.throw(exc)
+            else:
+                step = steps.send(answer)
+    except StopIteration as stop:
+        return cast(Response, stop.value)
+    finally:
+        steps.close()
+
+
+async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]]) -> Response:
+    """The response of a flow on an awaitable handler."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = await (aperform(step) if isinstance(step, (Sleep, Call)) else handler(step))
+            except Exception as exc:
+                step = steps.throw(exc)
+            else:
+                step = steps.send(answer)
+    except StopIteration as stop:
+        return cast(Response, stop.value)
+    finally:
+        steps.close()
+
+
+def perform(step: Sleep | Call) -> Any:
+    if isinstance(step, Sleep):
+        if step.seconds > 0:
+            time.sleep(step.seconds)
+        return time.monotonic()
+    answer = step.function()
+    if isawaitable(answer):
+        getattr(answer, "close", bool)()
+        raise TypeError("an asynchronous function in a blocking call; use acreate_chat_completion")
+    return answer
+
+
+async def aperform(step: Sleep | Call) -> Any:
+    if isinstance(step, Sleep):
+        if step.seconds > 0:
+            await asyncio.sleep(step.seconds)
+        return time.monotonic()
+    answer = step.function()
+    return await answer if isawaitable(answer) else answer
+
+
+def events(steps: StreamFlow, body: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    """The events of a flow that yields lists of them; closing them closes ``body``."""
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, list):
+                yield from step
+                answer = None
+            else:
+                answer = perform(step)
+            step = steps.send(answer)
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+        close(body)
+
+
+async def aevents(steps: StreamFlow, body: AsyncIterator[Any]) -> AsyncIterator[dict[str, Any]]:
+    """The same, of an asynchronous ``body``."""
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, list):
+                for event in step:
+                    yield event
+                answer = None
+            else:
+                answer = await aperform(step)
+            step = steps.send(answer)
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+        await aclose(body)
+
+
+def tapped(body: Any, add: Callable[[Any], object], end: Callable[[Error | None], object]) -> Any:
+    """A stream of events that shows each to ``add``, and calls ``end`` once, with the error that ended it or None."""
+    return (atap if hasattr(body, "__aiter__") else tap)(body, add, end)
+
+
+CLOSED: Error = {"category": "interrupted", "message": "closed by its reader", "status": 0}
+
+
+def tap(body: Iterator[E], add: Callable[[E], object], end: Callable[[Error | None], object]) -> Iterator[E]:
+    error: Error | None = CLOSED
+    try:
+        for event in body:
+            add(event)
+            yield event
+        error = None
+    except ChatError as exc:
+        error = exc.error
+        raise
+    finally:
+        close(body)
+        end(error)
+
+
+async def atap(
+    body: AsyncIterator[E], add: Callable[[E], object], end: Callable[[Error | None], object]
+) -> AsyncIterator[E]:
+    error: Error | None = CLOSED
+    try:
+        async for event in body:
+            add(event)
+            yield event
+        error = None
+    except ChatError as exc:
+        error = exc.error
+        raise
+    finally:
+        await aclose(body)
+        end(error)

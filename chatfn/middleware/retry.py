@@ -1,0 +1,67 @@
+"""Send again what failed in a way that may pass.
+
+The safe defaults, and why: three attempts, as openai-python makes; full jitter, so that callers who failed together do
+not come back together; a wait that the server asks for is taken exactly, but nobody is kept waiting for more than two
+minutes without being told.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from chatfn.errors import RETRYABLE
+from chatfn.middleware import Flow, Sleep, middleware
+from chatfn.spec import Error, Request, Response
+
+
+def backoff(
+    attempt: int,
+    error: Error | None,
+    jitter: float = 1.0,
+    *,
+    attempts: int = 3,
+    base: float = 0.5,
+    cap: float = 8.0,
+    longest: float = 120.0,
+) -> float | None:
+    """Seconds to wait after the ``attempt``-th attempt, or None to stop.  ``jitter``: between 0 and 1.
+
+    >>> [backoff(n, {"category": "busy", "message": ""}, attempts=9) for n in (1, 2, 6, 9)]
+    [0.5, 1.0, 8.0, None]
+    >>> backoff(1, {"category": "busy", "message": "", "retry_after": 7.0})
+    7.0
+    """
+    if error is None or attempt >= attempts or "insufficient_quota" in (error.get("code"), error.get("type")):
+        return None
+    if not error.get("should_retry", error["category"] in RETRYABLE):
+        return None
+    asked = error.get("retry_after")
+    if asked is None:
+        return float(min(cap, base * 2 ** min(attempt - 1, 60)) * jitter)
+    return asked if asked <= longest else None
+
+
+@middleware
+def retry(
+    request: Request,
+    attempts: int = 3,
+    base: float = 0.5,
+    cap: float = 8.0,
+    longest: float = 120.0,
+    jitter: Callable[[], float] = random.random,
+) -> Flow:
+    """At most ``attempts`` attempts, each after an exponential wait of ``base`` to ``cap`` seconds with full jitter.
+
+    A wait that the server names is taken as it is, unless it is over ``longest``; no wait passes the deadline.
+    A stream is sent again only while none of its bytes has arrived.
+    """
+    made, due = 0, request.get("due")
+    for attempt in range(1, attempts + 1):
+        response: Response = yield {**request, "attempt": made + 1}
+        made += response.get("attempts", 1)
+        wait = backoff(attempt, response.get("error"), jitter(), attempts=attempts, base=base, cap=cap, longest=longest)
+        if wait is None or (due is not None and (yield Sleep(0)) + wait >= due):
+            break
+        yield Sleep(wait)
+    return {**response, "attempts": made}

@@ -1,0 +1,118 @@
+"""Credentials that can be carried about and never seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+Kind = Literal["value", "function", "absent"]  # a function may return another value next time
+
+MASK = "***"
+VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*")
+SHORTEST_IN_ERRORS = 4  # shorter "keys" are placeholders, and would mask parts of words
+SHORTEST_IN_ANSWERS = 16  # likewise "ollama" or "not-needed", which an answer may say with good reason
+
+
+class Secret(str):
+    """A credential, or a function that returns one; as text it is ``***`` everywhere.
+
+    It is a ``str``, so that JSON, formatting and comparison see the mask.  Its pickle holds no value:
+    a secret does not travel, the other side brings its own.
+
+    >>> secret = Secret("sk-123")
+    >>> print(secret, repr(secret), f"{secret}", secret.reveal())
+    *** '***' *** sk-123
+    """
+
+    __slots__ = ("_reveal", "kind")
+
+    _reveal: Callable[[], Any]
+    kind: Kind
+
+    def __new__(cls, source: str | Callable[[], Any], kind: Kind | None = None) -> Secret:
+        self = super().__new__(cls, MASK)
+        self.kind = kind or ("function" if callable(source) else "value")
+        self._reveal = source if callable(source) else lambda: source
+        return self
+
+    def reveal(self) -> Any:
+        """The value itself; for transports, at the moment of sending."""
+        return self._reveal()
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
+    def __reduce__(self) -> Any:
+        return left_behind, ()
+
+
+def absent(message: str) -> Secret:
+    """A secret that nobody gave: to reveal it is a ``ValueError`` that says how to give it."""
+
+    def complain() -> str:
+        raise ValueError(message)
+
+    return Secret(complain, "absent")
+
+
+def left_behind() -> Secret:
+    """What a pickled secret becomes."""
+    return absent("the secret stayed in the process that pickled this map: give the credential again, in options")
+
+
+def seal(value: Any) -> Any:
+    """A string or function as a ``Secret``; anything else, and what is sealed already, as it is."""
+    return Secret(value) if (isinstance(value, str) or callable(value)) and not isinstance(value, Secret) else value
+
+
+def problem_of(value: Any) -> str | None:
+    """What keeps a value from being a credential or a header, in words that do not repeat it, or None.
+
+    >>> problem_of("sk-1\\n")
+    'has a character that is not visible ASCII (a line break, perhaps, from the end of a file)'
+    """
+    if not isinstance(value, str):
+        return f"is not a string but {type(value).__name__}"
+    if not value.strip():
+        return "is empty"
+    if VISIBLE_ASCII.fullmatch(value) is None:
+        return "has a character that is not visible ASCII (a line break, perhaps, from the end of a file)"
+    return None
+
+
+def secrets_of(request: Mapping[str, Any]) -> list[str]:
+    """The values of all the secrets of a request map: its ``auth``, and headers that are sealed."""
+    sealed = [value for value in request["headers"].values() if isinstance(value, Secret)]
+    if "auth" in request:
+        sealed.append(request["auth"]["secret"])
+    return [secret.reveal() for secret in sealed if secret.kind == "value"]
+
+
+def mask(text: str, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -> str:
+    """``text`` without any of the ``values`` in it.
+
+    >>> mask("no such key: sk-123", ["sk-123"])
+    'no such key: ***'
+    """
+    for value in values:
+        if len(value) >= shortest and value in text:
+            text = text.replace(value, MASK)
+    return text
+
+
+def mask_all(data: Any, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -> Any:
+    """``data`` without any of the ``values`` in its strings, however deep; the same object if there is none."""
+    values = [value for value in values if len(value) >= shortest]
+    if not values:
+        return data
+    if isinstance(data, str):
+        return mask(data, values, shortest)
+    if isinstance(data, dict):
+        return {mask_all(k, values, shortest): mask_all(v, values, shortest) for k, v in data.items()}
+    if isinstance(data, list):
+        return [mask_all(item, values, shortest) for item in data]
+    return data

@@ -1,0 +1,79 @@
+"""Transports: request map to response map.  The only room that sends; one file each, imported at its first use.
+
+A transport is a handler below the codec: the ``body`` it is given is bytes, the one that it returns is bytes, or for a
+stream (``request["stream"]``, a 2xx) an iterator of bytes.  What goes wrong on the way is an ``error`` in its response
+map, or, within a stream, a ``ChatError`` from the iterator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from inspect import isawaitable
+from typing import Any
+
+from pyrsistent import PMap, pmap
+
+from chatfn.options import nearest
+
+TRANSPORTS: PMap[str, str] = pmap(
+    {
+        "requests": "chatfn.transports.requests:send",
+        "aiohttp": "chatfn.transports.aiohttp:send",
+        "echo": "chatfn.transports.echo:echo",
+        "record": "chatfn.transports.tape:record",
+        "replay": "chatfn.transports.tape:replay",
+        "scripted": "chatfn.transports.scripted:scripted",
+    }
+)
+MAKERS = frozenset({"record", "replay", "scripted"})  # functions of settings that return a transport
+NETWORK = frozenset({"requests", "aiohttp"})  # these need a credential
+
+
+def transport_of(option: Any) -> Any:
+    """The transport of an option: a function as it is, a name, or a name with its settings.
+
+    >>> transport_of("echo").__name__
+    'echo'
+    """
+    if callable(option):
+        return option
+    name, settings = named(option, "transport")
+    if name not in TRANSPORTS:
+        raise ValueError(
+            f"unknown transport {name!r}{nearest(name, TRANSPORTS)}; known: {', '.join(sorted(TRANSPORTS))}"
+        )
+    module, attribute = TRANSPORTS[name].split(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as exc:
+        lacking = exc.name
+    else:
+        return found(**settings) if name in MAKERS else found
+    raise ValueError(f"the transport {name!r} needs the package {lacking!r}: pip install 'chatfn[async]'")
+
+
+def named(option: Any, what: str) -> tuple[str, Mapping[str, Any]]:
+    """The name and the settings of ``"name"`` or ``["name", {…}]``."""
+    name, settings = (option, {}) if isinstance(option, str) else (*option, {})[:2] if option else ("", {})
+    if not isinstance(name, str) or not isinstance(settings, Mapping):
+        raise TypeError(f"the {what} {option!r} is no function, name or [name, settings]")
+    return name, settings
+
+
+def default_async() -> str:
+    """The transport of awaited calls: aiohttp where it is installed, else requests on threads."""
+    return "aiohttp" if find_spec("aiohttp") else "requests"
+
+
+def close(body: Any) -> None:
+    """Close a body, if it is one that can be closed."""
+    getattr(body, "close", bool)()
+
+
+async def aclose(body: Any) -> None:
+    """The same, of an asynchronous body."""
+    closed = getattr(body, "aclose", bool)()
+    if isawaitable(closed):
+        await closed

@@ -1,0 +1,1 @@
+"""What a call, an event, an import and a long run cost, beside other clients: ``python -m tests.bench``."""
