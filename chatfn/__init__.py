@@ -1,6 +1,6 @@
 """The chat completion as a function on plain data."""
 
-from chatfn.chunks import collect, events_of, text_deltas, text_of
+from chatfn.chunks import collect
 from chatfn.client import (
     MIDDLEWARE,
     acreate_chat_completion,
@@ -14,6 +14,7 @@ from chatfn.impls import IMPLS
 from chatfn.middleware import Call, Sleep, middleware
 from chatfn.spec import __version__
 from chatfn.transports import TRANSPORTS
+from chatfn.unfold import events_of, text_deltas, text_of
 
 __all__ = [
     "IMPLS",

@@ -8,21 +8,23 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
+from functools import reduce
 from typing import Any, NoReturn, cast
 
 import click
-from toolz import compose
 
-from chatfn.chunks import collector, words_of
+from chatfn.chunks import collector
 from chatfn.client import create_chat_completion, resolved
 from chatfn.core import request_of
 from chatfn.errors import ChatError
 from chatfn.impls import IMPLS
 from chatfn.options import is_loopback, sealed
 from chatfn.plain import without
+from chatfn.secret import Secret
 from chatfn.serve import gateway, serve
 from chatfn.spec import Category, Json, Options, __version__
 from chatfn.transports import NETWORK
+from chatfn.unfold import words_of
 
 OPENAI_MODEL = "gpt-4o-mini"
 CLOSED_PIPE = 128 + 13  # what a shell sees of a program that SIGPIPE ended
@@ -167,8 +169,8 @@ def member(data: Any, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def choices_of(completion: Json) -> list[Any]:
-    found = completion.get("choices")
+def choices_of(completion: Any) -> list[Any]:
+    found = completion.get("choices") if isinstance(completion, dict) else None
     return found if isinstance(found, list) else []
 
 
@@ -222,10 +224,10 @@ def set_key(found: re.Match[str]) -> str:
 def chat_whole(params: Json, options: Options, as_json: bool) -> None:
     completion = create_chat_completion(params, options)
     if as_json:
-        click.echo(json_of(completion, sys.stdout.encoding, 2))
+        say(json_of(completion, sys.stdout.encoding, 2))
         return
     answers = map(answer_of, choices_of(completion))
-    click.echo(shown("\n\n".join(filter(None, answers)), sys.stdout.isatty()))
+    say(shown("\n\n".join(filter(None, answers)), sys.stdout.isatty()))
     note(notes_of(completion))
 
 
@@ -238,18 +240,24 @@ def chat_stream(params: Json, options: Options, as_json: bool) -> None:
                 piece = "" if as_json else shown(pieces_of(event), terminal)
                 last = piece or last
                 fold.add(event)
-                click.echo(f"{json_of(event, sys.stdout.encoding)}\n" if as_json else piece, nl=False)
+                say(json_of(event, sys.stdout.encoding) if as_json else piece, "\n" if as_json else "")
         finally:
             if not last.endswith("\n"):
-                click.echo()
+                say("")
     if as_json:
         return
     completion = fold.completion()
     choices = choices_of(completion)
     rest = [*(line for choice in choices[:1] for line in calls_of(choice)), *map(answer_of, choices[1:])]
     for line in filter(None, rest):
-        click.echo(shown(line, terminal))
+        say(shown(line, terminal))
     note(notes_of(completion))
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write at once.  ``click.echo`` would drop the escape sequences of a text that goes to a file."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
 
 
 def note(lines: Iterable[str]) -> None:
@@ -261,21 +269,20 @@ def standard_input() -> str | None:
     """What standard input says, or None if it is a terminal, or says nothing."""
     if sys.stdin is None or sys.stdin.isatty():
         return None
-    text = click.get_binary_stream("stdin").read().decode("utf-8-sig", "replace").rstrip("\r\n")
+    text = sys.stdin.buffer.read().decode("utf-8-sig", "replace").rstrip("\r\n")
     return text if text.strip() else None
 
 
-def client_key(variable: str | None, host: str, options: Options) -> str | None:
+def client_key(variable: str | None, host: str, options: Options) -> Secret | None:
     """What clients of the server must give; needed where others could spend."""
     if variable is None:
         transport = options.get("transport", "requests")
         if not is_loopback(host) and (transport in NETWORK or not isinstance(transport, str)):
             raise click.UsageError(f"--host {host} lets others spend your key: give --key-env with a key for them")
         return None
-    key = os.environ.get(variable, "")
-    if not key:
+    if not os.environ.get(variable):
         raise ValueError(f"the variable {variable} is not set; put into it the key that clients must give")
-    return key
+    return Secret(os.environ[variable])
 
 
 # The shells.
@@ -289,21 +296,23 @@ def params_option(context: click.Context, option: click.Parameter, texts: tuple[
     raise click.BadParameter(problem)
 
 
-Command = Callable[..., Any]
-connection: Callable[[Command], Command] = compose(
+CONNECTION = (
     click.option("--impl", type=click.Choice(sorted(IMPLS)), default="openai", show_default=True, help="Whose API."),
     click.option(
         "--transport",
         metavar="NAME",
-        help="What sends: requests (default), echo (a model in the process), or JSON: "
+        help="What sends: requests (default), echo (a model in the process), or a name with its settings as JSON: "
         """'["replay", {"path": "calls.jsonl"}]'.""",
     ),
-    click.option(
-        "--api-endpoint", metavar="URL", help="Where the API is, if not where --impl or the environment says."
-    ),
+    click.option("--api-endpoint", metavar="URL", help="Where the API is; else --impl or the environment says."),
     click.option("--deployment", metavar="NAME", help="Azure: the deployment."),
     click.option("--api-version", metavar="VERSION", help="Azure: the version of the API, dated or v1."),
 )
+
+
+def connection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the options that both have."""
+    return reduce(lambda known, option: option(known), reversed(CONNECTION), command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -350,7 +359,7 @@ def chat(
     streamed = bool(given.get("stream", sys.stdout.isatty() and not as_json) if stream is None else stream)
     params = chat_params(given, question, system, model, where["impl"], streamed)
     if dry_run:
-        click.echo(json_of(request_of(params, resolved(sealed(options))), sys.stdout.encoding, 2))
+        say(json_of(request_of(params, resolved(sealed(options))), sys.stdout.encoding, 2))
     else:
         (chat_stream if streamed else chat_whole)(params, options, as_json)
 
@@ -368,7 +377,7 @@ def serve_command(host: str, port: int, key_env: str | None, **where: Any) -> No
     """
     options = options_of(where)
     key = client_key(key_env, host, options)
-    serve(gateway(options), host, port, key=key, ready=lambda url: click.echo(f"listening on {url}"))
+    serve(gateway(options), host, port, key=key, ready=lambda url: say(f"listening on {url}"))
 
 
 def run(args: list[str] | None = None) -> int:
@@ -384,7 +393,7 @@ def run(args: list[str] | None = None) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click makes the one of the other
         return quiet_end()
     except (ChatError, ValueError, TypeError, OSError) as exc:
         return failed(exc)

@@ -5,10 +5,8 @@ The categories are those of Cognitect's anomalies; which status belongs to which
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pyrsistent import PMap, pmap
@@ -153,6 +151,8 @@ def words_of(body: Any) -> str:
 
 
 def text_of_html(page: str) -> str:
+    import html  # at its first use: rarely needed, and slow to import
+
     return " ".join(html.unescape(MARKUP.sub(" ", page[:8_192])).split())
 
 
@@ -177,6 +177,10 @@ def retry_after_of(headers: Mapping[str, str], now: float) -> float | None:
 
 def epoch_of(date: str) -> float | None:
     """An HTTP date in seconds since the epoch, or None if it is none."""
+    if not date:
+        return None
+    from email.utils import parsedate_to_datetime  # at its first use: rarely needed, and slow to import
+
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from ipaddress import ip_address
+from functools import cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -92,11 +91,19 @@ def impl_of(options: Json) -> Impl:
         return cast(Impl, impl)
     if impl not in IMPLS:
         raise ValueError(f"unknown impl {impl!r}{nearest(impl, IMPLS)}; known: {', '.join(sorted(IMPLS))}, or a map")
-    return IMPLS[cast(str, impl)]
+    return plain_impl(impl)
+
+
+@cache
+def plain_impl(name: str) -> Impl:
+    """An impl of the table as a dict, which is looked into faster."""
+    return cast(Impl, dict(IMPLS[name]))
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
     """The known name nearest to a wrong one, as a question, or nothing."""
+    from difflib import get_close_matches  # at its first use: rarely needed, and slow to import
+
     close = get_close_matches(str(name), list(known), 1, 0.5)
     return f": did you mean {close[0]!r}?" if close else ""
 
@@ -196,10 +203,14 @@ def is_loopback(host: str) -> bool:
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("127.0.0.1.example.com")
     (True, True, False)
     """
+    from ipaddress import ip_address  # at its first use: slow to import
+
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return False
 
 
 def seconds(value: Any, name: str) -> float:

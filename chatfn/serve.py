@@ -20,7 +20,7 @@ from json import JSONEncoder
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl, quote, urlencode
 
-from chatfn.chunks import DONE, collect, events_of
+from chatfn.chunks import DONE, collect
 from chatfn.client import check_credential, handler_of, resolved
 from chatfn.core import parse, request_of
 from chatfn.errors import MESSAGE_CHARACTERS, ChatError, category_of
@@ -31,6 +31,7 @@ from chatfn.secret import Secret, problem_of, seal
 from chatfn.spec import Category, Error, Handler, Json, Options, Request, Response
 from chatfn.sse import encode
 from chatfn.transports import close, transport_of
+from chatfn.unfold import events_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Cancelled = Callable[[], bool]
 
 ROUTE = re.compile(r"(?P<root>.*?)(/openai/deployments/(?P<deployment>.+))?/chat/completions", re.DOTALL)
+SLASH = re.compile("%2f", re.IGNORECASE)  # cheroot leaves it encoded, other servers do not
 HOST = re.compile(r"[A-Za-z0-9._~-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
 PASSED_ON = re.compile(
     r"(x-|apim-|x-ms-)request-id|(x-ms-)?retry-after(-ms)?|x-should-retry|x-ratelimit-.*|content-type"
@@ -47,7 +49,7 @@ OTHER_ORIGINS = ("cross-site", "same-site")
 PIECE = 65_536
 THREADS = 64  # answers at once; each holds a thread while it lasts
 GRACE = 3.0  # seconds that answers under way are given when the server stops
-IDLE = 60.0  # seconds until a silent connection is closed
+IDLE = 60  # seconds until a silent connection is closed
 START = 30.0  # seconds; a server that does not listen by then is broken
 
 # ASCII, so that whatever a string holds, lone surrogates too, can be sent.
@@ -166,10 +168,11 @@ def request_map(
     if method != "POST":
         raise refusal(405, f"Not allowed to {method} on {path[:200]}: use POST", "method_not_supported")
     data = data_of(body_of(environ, length, max_body))
-    if found["deployment"] and data.get("model") is None:
-        data = {**data, "model": found["deployment"]}
+    deployment = SLASH.sub("/", found["deployment"] or "")
+    if deployment and data.get("model") is None:
+        data = {**data, "model": deployment}
     stream = bool(data.get("stream"))
-    room = f"/openai/deployments/{quote(found['deployment'], safe='')}" if found["deployment"] else ""
+    room = f"/openai/deployments/{quote(deployment, safe='')}" if deployment else ""
     request: dict[str, Any] = {
         "operation": "create_chat_completion",
         "method": method,
@@ -197,10 +200,9 @@ def check_client(environ: WSGIEnvironment, key: Secret | None) -> None:
     scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     given = [environ.get("HTTP_API_KEY", ""), token.strip() if scheme.lower() == "bearer" else ""]
     wanted = key.reveal().encode()
-    if not any([hmac.compare_digest(value.encode("utf-8", "replace"), wanted) for value in given]):
-        raise refusal(
-            401, "the key is missing or wrong: give it as Authorization: Bearer or api-key", "invalid_api_key"
-        )
+    if not any(hmac.compare_digest(value.encode("utf-8", "replace"), wanted) for value in given):
+        words = "the key is missing or wrong: give it as Authorization: Bearer or api-key"
+        raise refusal(401, words, "invalid_api_key")
 
 
 def length_of(environ: WSGIEnvironment, max_body: int) -> int | None:
@@ -466,7 +468,7 @@ def served(
         stopping.set()
         stopper = threading.Thread(target=server.stop, daemon=True)
         stopper.start()
-        stopper.join(2 * GRACE)
+        stopper.join(GRACE + 1)
 
 
 def url_at(host: str, port: int) -> str:
@@ -492,7 +494,7 @@ def server_of(application: WSGIApplication, host: str, port: int, threads: int) 
         lacking = False
     if lacking:
         raise ValueError("serving needs the package 'cheroot': pip install 'chatfn[serve]'")
-    server = Server((host, port), application, numthreads=threads, request_queue_size=128, timeout=IDLE)
+    server: Any = Server((host, port), application, numthreads=threads, request_queue_size=128, timeout=IDLE)
     server.shutdown_timeout = GRACE
     server.max_request_header_size = BOUNDS["headers"]
     server.keep_alive_conn_limit = 1_000

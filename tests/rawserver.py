@@ -2,7 +2,9 @@
 
 It answers requests by a script, byte by byte: each connection's requests are read to their end, and answered by the
 next answer of the script (the last one again and again).  An answer is a list of steps: bytes are sent, a number is
-seconds to wait (less when the server closes), ``CLOSE`` closes the connection, ``RESET`` resets it.
+seconds to wait (less when the server closes), ``CLOSE`` closes the connection, ``RESET`` resets it, and a function is
+called with the connection and an event that is set when the server closes.  A function of the request to such a list is
+an answer too.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 CLOSE = "close"
 RESET = "reset"
-Answer = Sequence[Any]
+Steps = Sequence[Any]
+Answer = Steps | Callable[[dict[str, Any]], Steps]
 LONGEST = 60.0  # seconds that a connection of the server lives at most
 
 
@@ -79,7 +82,7 @@ def raw_server(*answers: Answer, context: Any = None) -> Iterator[Server]:
                 with lock:
                     server.requests.append({**request, "connection": number})
                     steps = answers[min(next(turn), len(answers) - 1)]
-                if not play(connection, steps, stopped):
+                if not play(connection, steps(request) if callable(steps) else steps, stopped):
                     break
         except OSError:
             pass  # the client went away, which some of the tests are about
@@ -103,10 +106,59 @@ def raw_server(*answers: Answer, context: Any = None) -> Iterator[Server]:
         yield server
     finally:
         stopped.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         listener.close()
 
 
-def play(connection: socket.socket, steps: Answer, stopped: threading.Event) -> bool:
+def until_gone(connection: socket.socket, stopped: threading.Event) -> None:
+    """A step: wait until the client closes the connection."""
+    connection.settimeout(0.1)
+    while not stopped.is_set():
+        try:
+            if not connection.recv(65_536):
+                break
+        except TimeoutError:
+            continue
+    raise ConnectionError("the client is gone")
+
+
+def endless(piece: bytes, pause: float = 0.0) -> Callable[[socket.socket, threading.Event], None]:
+    """A step: send ``piece`` again and again, until the client closes the connection."""
+
+    def step(connection: socket.socket, stopped: threading.Event) -> None:
+        while not stopped.wait(pause):
+            connection.sendall(piece)
+
+    return step
+
+
+def dripped(data: bytes, pause: float = 0.05) -> list[Any]:
+    """Steps: the bytes of ``data`` one by one."""
+    return [step for byte in data for step in (bytes([byte]), pause)]
+
+
+def tunnel(host: str, port: int) -> Callable[[socket.socket, threading.Event], None]:
+    """A step: what a proxy does when it is asked to CONNECT."""
+
+    def pipe(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def step(connection: socket.socket, stopped: threading.Event) -> None:
+        with socket.create_connection((host, port)) as target:
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=pipe, args=(target, connection), daemon=True)
+            back.start()
+            pipe(connection, target)
+            back.join(5)
+
+    return step
+
+
+def play(connection: socket.socket, steps: Steps, stopped: threading.Event) -> bool:
     """Carry out the steps of an answer; whether the connection goes on."""
     for step in steps:
         if step == CLOSE:
@@ -135,5 +187,8 @@ def read_request(connection: socket.socket) -> dict[str, Any] | None:
     method, path, _ = first.split(" ", 2)
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     while len(body) < int(headers.get("content-length", 0)):
-        body += connection.recv(65_536)
+        more = connection.recv(65_536)
+        if not more:
+            return None
+        body += more
     return {"method": method, "path": path, "headers": headers, "body": body, "lines": lines}

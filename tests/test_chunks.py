@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrsistent import freeze, pmap
 
-from chatfn.chunks import collect, collector, events_of, pieces, plain, text_deltas, text_of
+from chatfn.chunks import collect, collector, copied
+from chatfn.unfold import events_of, pieces, text_deltas, text_of
 
 Map = dict[str, Any]
 
@@ -679,7 +680,7 @@ def test_text_deltas() -> None:
 
 def test_plain() -> None:
     """A scalar is itself; maps and lists are copied, however they are nested."""
-    assert plain(None) is None
-    assert plain(pmap({"a": (1, pmap())})) == {"a": [1, {}]}
+    assert copied(None) is None
+    assert copied(pmap({"a": (1, pmap())})) == {"a": [1, {}]}
     odd = object()
-    assert plain([odd]) == [odd]
+    assert copied([odd]) == [odd]

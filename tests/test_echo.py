@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,13 +104,17 @@ def nulls_spelled_out(schema: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def official() -> Any:
-    """A function that validates data against a schema of the official API document."""
-    jsonschema = pytest.importorskip("jsonschema")
+def schemas() -> Any:
+    """The schemas of the official API document."""
     if not DOCUMENT.exists():
         pytest.skip(f"the official API document is not there: {DOCUMENT}")
-    found = json.loads(DOCUMENT.read_bytes())["components"]["schemas"]
-    schemas = nulls_spelled_out(found)
+    return nulls_spelled_out(json.loads(DOCUMENT.read_bytes())["components"]["schemas"])
+
+
+@pytest.fixture(scope="module")
+def official(schemas: Any) -> Any:
+    """A function that validates data against a schema of the official API document."""
+    jsonschema = pytest.importorskip("jsonschema")
 
     def validate(name: str, data: Any) -> None:
         schema = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
@@ -136,6 +141,24 @@ def test_chunks_have_the_official_form(official: Any, fields: dict[str, Any], us
 def test_errors_have_the_official_form(official: Any, said: str) -> None:
     """Every error is an ErrorResponse."""
     official("ErrorResponse", json.loads(send(body(said))["body"]))
+
+
+def reached(name: str, schemas: Any) -> dict[str, Any]:
+    """A schema and all that it refers to."""
+    found = [name]
+    for each in found:  # grows while it is walked
+        text = json.dumps(schemas[each])
+        found += [ref for ref in dict.fromkeys(re.findall(r'#/components/schemas/([^"/]+)"', text)) if ref not in found]
+    return {each: schemas[each] for each in found}
+
+
+def test_official_schemas_have_instances(official: Any, schemas: Any) -> None:
+    """Each schema of the official document, as a function's parameters, is answered by a valid instance."""
+    for name in schemas:
+        whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": reached(name, schemas)}}
+        function = {"name": "f", "parameters": whole}
+        (choice,) = answer(body(tools=[{"type": "function", "function": function}], tool_choice="required"))["choices"]
+        official(name, json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]))
 
 
 def test_answer_to_the_letter() -> None:
@@ -403,12 +426,17 @@ def test_bad_requests(data: Any, param: str | None) -> None:
 
 
 def test_deeply_nested_schemas_are_no_exception() -> None:
-    """A schema nested as deep as a body may be is answered or refused."""
+    """A schema nested as deep as a body may be is answered or refused, also where little stack is left."""
     schema: Any = {"type": "object"}
     for _ in range(90):
         schema = {"allOf": [schema]}
-    response_format = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}
-    assert send(body(response_format=response_format))["status"] in (200, 400)
+    data = body(response_format={"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}})
+
+    def deeper(frames: int) -> Any:
+        return send(data) if frames == 0 else deeper(frames - 1)
+
+    for frames in (sys.getrecursionlimit() // 2, 0):
+        assert deeper(frames)["status"] in (200, 400)
 
 
 def test_azure_names_the_model_in_the_path() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfn.transports.fits import fits, target_of
-from chatfn.transports.instance import instance_of
-from chatfn.transports.pattern import sample_of
+from chatfn.transports.echo.fits import fits, target_of
+from chatfn.transports.echo.instance import instance_of
+from chatfn.transports.echo.pattern import sample_of
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -78,6 +78,9 @@ TABLE: list[tuple[Any, Any]] = [
     ({"type": "integer", "if": {"minimum": 0}, "then": {"minimum": 10}}, 10),
     ({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a"],
       "dependentRequired": {"a": ["b"]}}, {"a": 1, "b": 2}),
+    ({"type": "object", "properties": {"a": {"const": 1}}, "not": {"const": {}}}, {"a": 1}),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "not": {"const": {"a": 0}}}, {"a": 1}),
+    ({"title": "one", "allOf": [{"title": "other", "multipleOf": 4}], "multipleOf": 6, "minimum": 1}, 12),
     (NODE, {"value": 0, "next": None}),
     ({"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "required": ["kids"]},
      {"kids": []}),

@@ -8,11 +8,10 @@ awaited if need be), and returns the response map.  It does no I/O and reads no 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from functools import wraps
-from inspect import isawaitable, iscoroutinefunction
+from inspect import CO_COROUTINE, isawaitable, iscoroutinefunction
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from chatfn.errors import ChatError
@@ -36,6 +35,7 @@ class Call(NamedTuple):
     function: Callable[[], Any]
 
 
+EFFECTS = frozenset({Sleep, Call})
 Flow = Generator[Request | Sleep | Call, Any, Response]
 StreamFlow = Generator[list[dict[str, Any]] | Sleep | Call, Any, None]
 
@@ -70,6 +70,9 @@ def middleware(flow: Callable[Concatenate[Request, P], Flow]) -> Callable[P, Mid
 
 def is_async(handler: Any) -> bool:
     """Whether a handler is awaited: a coroutine function, or an object whose ``__call__`` is one."""
+    code = getattr(handler, "__code__", None)
+    if code is not None:
+        return bool(code.co_flags & CO_COROUTINE)
     return iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
 
@@ -79,7 +82,7 @@ def drive(steps: Flow, handler: Callable[[Request], Response]) -> Response:
         step = next(steps)
         while True:
             try:
-                answer = perform(step) if isinstance(step, (Sleep, Call)) else handler(step)
+                answer = perform(step) if type(step) in EFFECTS else handler(cast(Request, step))
             except Exception as exc:
                 step = steps.throw(exc)
             else:
@@ -96,7 +99,7 @@ async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]])
         step = next(steps)
         while True:
             try:
-                answer = await (aperform(step) if isinstance(step, (Sleep, Call)) else handler(step))
+                answer = await (aperform(step) if type(step) in EFFECTS else handler(cast(Request, step)))
             except Exception as exc:
                 step = steps.throw(exc)
             else:
@@ -107,24 +110,26 @@ async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]])
         steps.close()
 
 
-def perform(step: Sleep | Call) -> Any:
+def perform(step: Request | Sleep | Call) -> Any:
     if isinstance(step, Sleep):
         if step.seconds > 0:
             time.sleep(step.seconds)
         return time.monotonic()
-    answer = step.function()
+    answer = cast(Call, step).function()
     if isawaitable(answer):
         getattr(answer, "close", bool)()
         raise TypeError("an asynchronous function in a blocking call; use acreate_chat_completion")
     return answer
 
 
-async def aperform(step: Sleep | Call) -> Any:
+async def aperform(step: Request | Sleep | Call) -> Any:
     if isinstance(step, Sleep):
         if step.seconds > 0:
+            import asyncio  # here, for it doubles the time of ``import chatfn``
+
             await asyncio.sleep(step.seconds)
         return time.monotonic()
-    answer = step.function()
+    answer = cast(Call, step).function()
     return await answer if isawaitable(answer) else answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from toolz import merge
 
 from chatfn.chunks import DONE, collector
-from chatfn.core import decode, encode, parse
+from chatfn.core import decode, encode
 from chatfn.errors import EXCERPT_CHARACTERS, ChatError, category_of, error_map, failure
 from chatfn.middleware import Call, Flow, StreamFlow, aevents, events, middleware
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all, secrets_of
@@ -20,6 +21,7 @@ from chatfn.transports import aclose, close
 
 DRAIN_SECONDS = 0.25  # how long, and for how many bytes, a finished stream is read on for its connection's sake
 DRAIN_BYTES = 65_536
+raw_decode = json.JSONDecoder().raw_decode
 WHOLE_BYTES = 65_536  # of an answer that should have been a stream
 
 
@@ -208,7 +210,7 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
                 if secret in text:
                     text = mask(text, secrets)
             try:
-                event = parse_event(text)
+                event = parse_event(text.lstrip())
             except ValueError:
                 excerpt = text[:EXCERPT_CHARACTERS]
                 if last:  # what is left of an event that was cut short
@@ -229,8 +231,11 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
 
 
 def parse_event(text: str) -> dict[str, Any]:
-    event = parse(text.encode("utf-8", "surrogatepass"))
-    if not isinstance(event, dict):
+    try:
+        event, end = raw_decode(text)
+    except RecursionError:
+        event, end = None, 0
+    if type(event) is not dict or (end != len(text) and text[end:].strip()):
         raise ValueError("no JSON map")
     return event
 

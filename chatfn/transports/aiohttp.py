@@ -59,7 +59,7 @@ def pool_of(request: Request) -> Pool:
             if other[0].is_closed():
                 finish(pool)
         found = new_pool(key, origin, proxies, verify, cert)
-        POOLS.swap(lambda table: table.set(key, cast(Pool, found)))
+        POOLS.swap(lambda table: table.set(key, found))
     return found
 
 
@@ -152,7 +152,7 @@ async def send(request: Request) -> Response:
 
 def scoped(request: Request) -> Scoped:
     plain = attempt_of(request)
-    return Scoped(plain.until, plain.silence, plain.whole, plain.connect, request["bounds"]["headers"])
+    return Scoped(plain.until, plain.silence, plain.whole, plain.connect, plain.head)
 
 
 async def exchange(pool: Pool, request: Request, attempt: Scoped) -> Response:
@@ -297,7 +297,7 @@ def translated(exc: Exception) -> Exception:
     if isinstance(exc, aiohttp.ClientProxyConnectionError):
         return ProxyError(exc.os_error.strerror or type(exc.os_error).__name__)
     if isinstance(exc, aiohttp.ServerDisconnectedError):
-        return http.client.RemoteDisconnected()
+        return http.client.RemoteDisconnected("")
     if isinstance(exc, aiohttp.ClientPayloadError):
         return http.client.IncompleteRead(b"")
     if isinstance(exc, (aiohttp.ClientResponseError, HttpProcessingError)):

@@ -57,6 +57,7 @@ class Exchange(ResponseHandler):
         self.attempt = attempt
         self.requests += 1
         self.head = bytearray()
+        self.head_left = attempt.head
         self.answer: Any = None  # aiohttp's parsed head, and the reader of its body
         self.wire = 0  # bytes after the head
         self.end = b""  # the last four of them
@@ -109,22 +110,22 @@ class Exchange(ResponseHandler):
             self.close()
         else:
             self.attempt.received += len(data)
-            rest = self.head_received(self.attempt, data) if self.answer is None else data
+            rest = self.head_received(data) if self.answer is None else data
             if rest or not data:
                 self.wire += len(rest)
                 self.end = (self.end + rest[-4:])[-4:]
                 super().data_received(rest)
             self.settle()
 
-    def head_received(self, attempt: Scoped, data: bytes) -> bytes:
+    def head_received(self, data: bytes) -> bytes:
         """Parse heads until the answer's own is whole; what is left of ``data`` belongs to its body."""
         while data and self.answer is None and self.exception() is None:
             known = len(self.head)
             self.head += data
             found = HEAD_END.search(self.head, max(0, known - 3))
             cut = len(data) if found is None else found.end() - known
-            attempt.head_left -= cut
-            if attempt.head_left < 0:
+            self.head_left -= cut
+            if self.head_left < 0:
                 self.set_exception(HeadTooLarge())
                 if self.transport is not None:
                     self.transport.abort()

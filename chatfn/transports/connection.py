@@ -11,12 +11,12 @@ import http.client
 import re
 import socket
 import threading
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from chatfn.transports.timed_socket import NO_ATTEMPT, Attempt, Timed, timed
+from chatfn.transports.timed_socket import NO_ATTEMPT, Attempt, HeadTooLarge, Timed, timed
 
 READ = 65_536
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?\r?\n")
@@ -30,6 +30,21 @@ KEEPALIVE = [
 ]
 
 
+class Head:
+    """The lines of a head, bounded in all."""
+
+    def __init__(self, fp: Any, limit: int) -> None:
+        self.fp, self.left = fp, limit
+        self.close, self.flush, self.peek = fp.close, fp.flush, fp.peek
+
+    def readline(self, size: int = -1) -> bytes:
+        line: bytes = self.fp.readline(size)
+        self.left -= len(line)
+        if self.left < 0:
+            raise HeadTooLarge
+        return line
+
+
 class Answer(http.client.HTTPResponse):
     """An answer as it comes: ``some`` gives the bytes of its body."""
 
@@ -41,6 +56,8 @@ class Answer(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = sock.makefile("rb", READ)
         self.sock = sock
         self.attempt: Attempt = getattr(sock, "attempt", NO_ATTEMPT)
 
@@ -54,8 +71,9 @@ class Answer(http.client.HTTPResponse):
     def begin(self) -> None:
         if self.headers is not None:
             return
+        body, self.fp = self.fp, cast(Any, Head(self.fp, self.attempt.head))
         super().begin()
-        self.attempt.head_left = float("inf")
+        self.fp = body
         coding = self.headers.get("transfer-encoding")
         lengths = {part.strip() for value in self.headers.get_all("content-length", []) for part in value.split(",")}
         if self.headers.defects:
@@ -76,30 +94,55 @@ class Answer(http.client.HTTPResponse):
         return int(found[1], 16)
 
     def _read_and_discard_trailer(self) -> None:
-        self.attempt.head_left = 65_536
+        body, self.fp = self.fp, cast(Any, Head(self.fp, self.attempt.head))
         super()._read_and_discard_trailer()  # type: ignore[misc]  # not in typeshed
+        self.fp = body
 
     def _close_conn(self) -> None:
         self.note_surplus()
         super()._close_conn()  # type: ignore[misc]  # not in typeshed
 
+    def buffered(self) -> bytes:
+        """What is in the buffer, without a read from the socket; it stays there."""
+        if self.fp is None or not isinstance(self.sock, Timed):
+            return b""
+        self.sock.peeking = True
+        try:
+            return self.fp.peek(1)
+        finally:
+            self.sock.peeking = False
+
     def note_surplus(self) -> None:
         """Mark the attempt if bytes beyond the body are in the buffer, which would be forgotten with it."""
-        if self.fp is not None and isinstance(self.sock, Timed):
-            self.sock.peeking = True
-            try:
-                self.attempt.surplus |= bool(self.fp.peek(1))  # type: ignore[attr-defined]  # a BufferedReader
-            except OSError:
-                self.attempt.surplus = True
-            finally:
-                self.sock.peeking = False
+        try:
+            self.attempt.surplus |= bool(self.buffered())
+        except OSError:
+            self.attempt.surplus = True
+
+    def buffered_chunks(self) -> bytes:
+        """The data of the whole chunks that are in the buffer: a stream's events come one a chunk, many at once."""
+        if self.chunk_left != 0:  # 0 is before the end of a chunk's line
+            return b""
+        data, at = self.buffered(), 2
+        found = []
+        while data.startswith(b"\r\n", at - 2):
+            line = CHUNK_SIZE.match(data, at)
+            size = int(line[1], 16) if line else 0
+            end = line.end() + size if line and size else len(data)
+            if line is None or not data.startswith(b"\r\n", end):
+                break
+            found.append(data[line.end() : end])
+            at = end + 2
+        if found:
+            self.fp.read(at - 2)
+        return b"".join(found)
 
     def some(self) -> bytes:
         """The next bytes of the body, as soon as there are any; none at its end.  Raises if the body is cut short."""
         if self.fp is None:
             return b""
         if self.chunked:
-            return self.read1(READ)
+            return self.read1(READ) + self.buffered_chunks()
         data = self.fp.read1(READ if self.length is None else min(READ, self.length)) if self.length != 0 else b""
         if self.length is not None:
             if self.length and not data:
@@ -126,12 +169,16 @@ class Reused:
         return sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]  # of the connection class beside it
         if isinstance(self.sock, Timed):
             self.sock.attempt = self.attempt
             self.attempt.reused = self.sock.requests > 0
+            self.sock.held = []
         super().request(*args, **kwargs)  # type: ignore[misc]  # of the connection class beside it
         if isinstance(self.sock, Timed):
             self.sock.requests += 1
+            self.sock.send_held()
 
     def getresponse(self) -> Any:
         self.attempt.begin_answer()

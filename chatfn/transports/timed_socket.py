@@ -23,7 +23,7 @@ class Attempt:
     """The bounds of one attempt, and what its socket saw of it.  Times are of the monotonic clock."""
 
     __slots__ = (
-        "cancelled", "connect", "head_left", "received", "reused", "silence", "surplus", "unsent", "until", "whole"
+        "cancelled", "connect", "head", "received", "reused", "silence", "surplus", "unsent", "until", "whole"
     )  # fmt: skip
 
     def __init__(
@@ -36,8 +36,7 @@ class Attempt:
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self.until, self.silence, self.whole = until, silence, whole
-        self.connect, self.cancelled = connect, cancelled
-        self.head_left: float = head
+        self.connect, self.head, self.cancelled = connect, head, cancelled
         self.received = 0
         self.reused = self.unsent = self.surplus = False
 
@@ -66,6 +65,7 @@ class Timed:
 
     attempt = NO_ATTEMPT
     peeking = False
+    held: list[bytes] | None = None
     requests = 0
 
     def recv_into(self, *args: Any) -> int:
@@ -74,9 +74,6 @@ class Timed:
             raise BlockingIOError(EAGAIN, "nothing more is read here")
         count: int = self.within(attempt, super().recv_into, *args)  # type: ignore[misc]  # of the socket class beside it
         attempt.received += count
-        attempt.head_left -= count
-        if attempt.head_left < 0:
-            raise HeadTooLarge
         return count
 
     def recv(self, *args: Any) -> bytes:
@@ -84,7 +81,18 @@ class Timed:
         return data
 
     def sendall(self, data: Any, *args: Any) -> None:
-        view = memoryview(data).cast("B")
+        if self.held is None:
+            self.send_all(data)
+        else:
+            self.held.append(bytes(data))
+
+    def send_held(self) -> None:
+        """Send the head and the body of a request that were held, in one piece."""
+        held, self.held = b"".join(self.held or ()), None
+        self.send_all(held)
+
+    def send_all(self, data: bytes) -> None:
+        view = memoryview(data)
         sent = 0
         self.attempt.unsent = True
         while sent < len(view):

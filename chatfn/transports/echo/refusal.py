@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from chatfn.spec import Json
-from chatfn.transports.instance import instance_of
+from chatfn.transports.echo.instance import instance_of
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 FORMATS = ("json_object", "json_schema", "text")

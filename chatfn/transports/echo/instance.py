@@ -1,8 +1,8 @@
 """The smallest instance of a JSON Schema that a plain search finds.
 
 Flat schemas make guesses, smallest first, and only a guess that fits the schema counts.  The search deepens one level
-at a time, so that a recursive schema takes its shortest way out.  It gives up after a fixed number of values, not by the
-clock, so that equal schemas have equal instances everywhere.
+at a time, so that a recursive schema takes its shortest way out.  It gives up after a fixed number of values and not by
+the clock, so that equal schemas have equal instances everywhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import lru_cache
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
-from chatfn.transports.fits import TYPES, exact, fits, frozen, is_free, is_number, listed, unique
-from chatfn.transports.flat import BRANCHES, flats, meet_schemas
-from chatfn.transports.pattern import sample_of
+from chatfn.transports.echo.fits import TYPES, exact, fits, frozen, is_free, is_number, listed, unique
+from chatfn.transports.echo.flat import BRANCHES, flats, meet_schemas
+from chatfn.transports.echo.pattern import sample_of
 
 DEEPEST = 24  # levels of an instance; the API itself takes schemas of 10
 FUEL = 200_000  # schemas and values that one search looks at, which takes a second or so

@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 from chatfn.spec import Json
-from chatfn.transports.instance import instance_of
-from chatfn.transports.refusal import named_tools, wanted_of
+from chatfn.transports.echo.instance import instance_of
+from chatfn.transports.echo.refusal import named_tools, wanted_of
 
 CREATED = 1_700_000_000  # 2023-11-14T22:13:20Z, on every answer
 FINGERPRINT = "fp_echo_1"  # counts up when the same request gets another answer than before

@@ -8,7 +8,7 @@ from functools import reduce
 from itertools import islice, product
 from typing import Any
 
-from chatfn.transports.fits import checked, frozen, listed, target_of, unique
+from chatfn.transports.echo.fits import checked, frozen, listed, target_of, unique
 
 NONE: frozenset[str] = frozenset()
 BRANCHES = 64  # combinations of alternatives that are tried

@@ -20,13 +20,13 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from chatfn.chunks import events_of
 from chatfn.errors import ChatError, failure
 from chatfn.plain import plain
 from chatfn.spec import Json, Request, Response
 from chatfn.sse import encode
-from chatfn.transports.refusal import error_of, refusal_of
-from chatfn.transports.reply import completion_of, last_text
+from chatfn.transports.echo.refusal import error_of, refusal_of
+from chatfn.transports.echo.reply import completion_of, last_text
+from chatfn.unfold import events_of
 
 BREAK_AFTER = 2  # events
 ERROR = re.compile(r"!error\s+([45][0-9]{2})(?:\s+(.*))?", re.DOTALL)
