@@ -10,16 +10,16 @@ from pyrsistent import PMap, pmap
 from toolz import compose
 
 from chatfn.chunks import collector
-from chatfn.core import NO_OPTIONS, completion_of, request_of
+from chatfn.core import NO_OPTIONS, auth_of, completion_of, request_of
 from chatfn.errors import ChatError, category_of
 from chatfn.impls import variables_of
 from chatfn.middleware import is_async
 from chatfn.middleware.call import authorize, redirected, timed, tracing
 from chatfn.middleware.codec import codec
 from chatfn.middleware.retry import retry
-from chatfn.options import CREDENTIALS, check_secret, impl_of, nearest, resolve, sealed
+from chatfn.options import CREDENTIALS, check_secret, headers_of, impl_of, nearest, resolve, sealed
 from chatfn.secret import seal
-from chatfn.spec import AsyncHandler, Handler, Impl, Json, Middleware, Options, Request, Response
+from chatfn.spec import AsyncHandler, Handler, Json, Middleware, Options, Request, Response
 from chatfn.transports import NETWORK, aclose, close, default_async, named, transport_of
 
 MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap({"retry": retry})
@@ -76,9 +76,8 @@ def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
 
 def check_credential(options: Options, name: Any) -> None:
     """Raise now, and not at the first attempt, if the network's transport would lack a credential."""
-    auth = cast(Impl, options["impl"])["auth"](options)
-    headers = options.get("request", {}).get("headers") or {}
-    if auth is not None and (name is None or name in NETWORK) and auth["header"] not in map(str.lower, headers):
+    auth = auth_of(options, headers_of(options.get("request", {}).get("headers") or {}))
+    if auth is not None and isinstance(name, str) and name in NETWORK:
         if auth["secret"].kind == "absent":
             auth["secret"].reveal()
         check_secret(f"the secret of the header {auth['header']!r}", auth["secret"])
@@ -111,10 +110,11 @@ def responder(options: Options = NO_OPTIONS) -> Callable[[Json], Response]:
 
 
 def respond_with(options: Options) -> Callable[[Json], Response]:
-    transport = transport_of(options.get("transport", "requests"))
+    name = options.get("transport", "requests")
+    transport = transport_of(name)
     if is_async(transport):
-        raise ValueError(f"the transport {options.get('transport')!r} is asynchronous; use acreate_chat_completion")
-    check_credential(options, options.get("transport"))
+        raise ValueError(f"the transport {name!r} is asynchronous; use acreate_chat_completion")
+    check_credential(options, name)
     handler = handler_of(options, transport)
     return lambda params: cast(Response, handler(request_of(params, options)))
 

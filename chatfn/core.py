@@ -33,7 +33,7 @@ from chatfn.options import (
 )
 from chatfn.plain import plain, without
 from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask_all
-from chatfn.spec import Classify, Error, Impl, Json, Options, Request, Response, __version__
+from chatfn.spec import Auth, Classify, Error, Impl, Json, Options, Request, Response, __version__
 
 NO_OPTIONS: Options = {}
 CLIENT_PARAMS = ("on_next", "on-next", "stream_buffer_len")  # of the Clojure library; never on the wire
@@ -85,11 +85,16 @@ def request_of(params: Json, options: Options) -> Request:
         "bounds": bounds_of(options),
         **present({name: given.get(name) for name in ("proxies", "verify", "cert")}),
     }
-    auth = None if asked.keys() & CREDENTIAL_HEADERS else impl["auth"](options)
+    auth = auth_of(options, asked)
     if auth is not None:
         request["auth"] = auth
     check_exposure(request, options)
     return cast(Request, request)
+
+
+def auth_of(options: Options, headers: Json) -> Auth | None:
+    """How a request is authorized: as its impl says, unless ``headers`` that are given hold a credential."""
+    return None if headers.keys() & CREDENTIAL_HEADERS else cast(Impl, options["impl"])["auth"](options)
 
 
 def check_exposure(request: Json, options: Options) -> None:

@@ -33,7 +33,8 @@ VARIABLES = ("OPENAI_", "AZURE_", "GROQ_", "CHATFN_")
 
 def environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
-    return {**kept, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error", **variables}
+    # Python's unbuffered text streams take a write that was cut short for a whole one: no test of a closed pipe.
+    return {**kept, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error", **variables}
 
 
 def shell(*args: str | bytes, stdin: bytes = b"", **variables: str) -> tuple[int, str, str]:

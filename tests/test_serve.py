@@ -154,7 +154,7 @@ def test_an_error_over_http_is_the_error_in_the_process(url: str, status: int, s
     where: list[Any] = [{"transport": "echo"}, options_for("openai", url)]
     for options in where:
         with pytest.raises(ChatError) as caught:
-            chatfn.create_chat_completion(params, {**options, "middleware": ()})
+            chatfn.create_chat_completion(params, dict(options, middleware=()))
         found.append(caught.value.error)
     keys = ("category", "message", "status", "type", "code", "param", "retry_after")
     here, there = [{key: error.get(key) for key in keys} for error in found]

@@ -11,7 +11,10 @@ import json
 import logging
 import os
 import pickle
+import select
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +49,7 @@ from rawserver import (
 )
 
 from chatfn import ChatError, acreate_chat_completion, create_chat_completion
+from chatfn.errors import RETRYABLE
 
 KEY = "sk-test-0123456789abcdef"
 PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -79,6 +84,14 @@ def options_of(url: str, **options: Any) -> dict[str, Any]:
         **options,
         "request": {"timeout": 1, **options.get("request", {})},
     }
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the environment in which the tests run."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture(params=TRANSPORTS)
@@ -221,7 +234,8 @@ def test_an_answer_cut_anywhere_is_an_error_and_the_next_call_gets_its_own(
     with raw_server(*script) as server:
         for cut in cuts:
             response = http.call(server.url)
-            assert failed(response) in ("interrupted", "unavailable"), (cut, response)
+            assert failed(response) in RETRYABLE, (cut, response)
+            assert cut < 13 or failed(response) != "fault", (cut, response)
             assert http.call(server.url)["body"]["id"] == f"c{cut}"
 
 
@@ -269,7 +283,7 @@ NO_ANSWERS = {
     "two lengths": ([HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{} ", 0.5], "fault"),
     "no number of a length": ([HEAD + b"content-length: 2x\r\n\r\n{}", 0.5], "fault"),
     "negative length": ([HEAD + b"content-length: -2\r\n\r\n{}", 0.5], "fault"),
-    "switching protocols": ([b"HTTP/1.1 101 X\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n", 0.5], "incorrect"),
+    "switching protocols": ([b"HTTP/1.1 101 X\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n", 0.5], "fault"),
     "302": ([b"HTTP/1.1 302 Found\r\nlocation: /v2\r\ncontent-length: 0\r\n\r\n"], "incorrect"),
     "304": ([b"HTTP/1.1 304 Not Modified\r\n\r\n"], "incorrect"),
 }
@@ -397,10 +411,20 @@ def test_the_dripped_head_of_a_stream_is_bounded_by_silence(http: Client) -> Non
 
 
 def test_a_server_that_does_not_accept_is_bounded_by_the_connect_timeout(http: Client) -> None:
-    began = time.monotonic()
-    response = http.call("http://10.255.255.1:81/v1", allow_http=True, request={"timeout": (0.3, 5)})
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # fill its backlog
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        began = time.monotonic()
+        response = http.call(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", request={"timeout": (0.3, 5)})
+        took = time.monotonic() - began
+        if took > 1.5 and "no answer" in response["error"]["message"]:
+            pytest.skip("this system accepts more than a server does")
     assert failed(response) == "unavailable"
-    assert time.monotonic() - began < 1.0
+    assert "0.3 s" in response["error"]["message"]
+    assert took < 1.0
 
 
 def test_refused_connections_and_unknown_names_are_unavailable(http: Client) -> None:
@@ -555,7 +579,7 @@ def test_a_stream_cut_anywhere_keeps_what_had_arrived(http: Client) -> None:
                 texts, error = read(http, server.url)
                 arrived = [text for text in "ab" if b'"%s"' % text.encode() in whole[:cut].rpartition(b"\n\n")[0]]
                 assert error is not None
-                assert error["category"] in ("interrupted", "unavailable")
+                assert error["category"] in ("interrupted", "unavailable", *["fault"][: cut < 13])
                 if end == CLOSE:
                     assert texts == arrived
                     partial = error.get("partial") or {"choices": []}
@@ -939,6 +963,7 @@ def test_tls_is_verified(http: Client, certificates: Path) -> None:
         assert len(server.requests) == 7
 
 
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
 def test_tls_to_another_name_is_refused(http: Client, certificates: Path) -> None:
     with raw_server([good(1)], context=server_context(certificates)) as server:
         url = server.url.replace("127.0.0.1", "localhost")
@@ -996,6 +1021,9 @@ ECHOES = {
     "transfer coding": HEAD + f"transfer-encoding: {KEY}\r\n\r\n".encode(),
     "content encoding": HEAD + f"content-encoding: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}".encode(),
     "chunk size": HEAD + f"transfer-encoding: chunked\r\n\r\n{KEY}\r\n".encode(),
+    "cut": HEAD + f"x-key: {KEY}\r\ncontent-length: 9\r\n\r\n{{".encode(),
+    "header": answer({"id": "c", "choices": []}, x_key=KEY),
+    "header of a stream": STREAM_HEAD[:-2] + f"x-key: {KEY}\r\n\r\n".encode() + chunked(event(delta("a", "stop"))),
     "content": answer({"id": KEY, "choices": [{"index": 0, "message": {"content": f"<{KEY}>"}}]}),
     "event": STREAM_HEAD + chunked(event({"error": {"message": KEY}})),
     "no event": STREAM_HEAD + chunked(f"data: {KEY}\n\n".encode()),
@@ -1191,7 +1219,8 @@ def test_a_fork_has_its_own_connections(http: Client) -> None:
             os._exit(0)
         os.close(forth)
         with os.fdopen(back, "rb") as reader:
-            said = reader.read()
+            said = reader.read() if select.select([reader], [], [], 3)[0] else b"nothing in time"
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert said == b"c3"
         assert opened.next()["choices"][0]["delta"]["content"] == "b"

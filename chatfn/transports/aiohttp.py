@@ -38,6 +38,12 @@ DIRECT = 65_536  # bytes of a request that are written at once; aiohttp warns of
 OWN_HEADERS = ("accept", "accept-encoding", "content-type", "user-agent")  # aiohttp's, where the request has none
 
 
+NO_SOCKS = (
+    "the proxy is a SOCKS proxy, which the transport 'aiohttp' can't use; "
+    "give the option {\"transport\": \"requests\"}, or another proxy in the option 'request'"
+)
+
+
 class Pool(NamedTuple):
     session: aiohttp.ClientSession
     proxy: URL | None
@@ -66,15 +72,6 @@ def pool_of(request: Request) -> Pool:
 def new_pool(key: Any, origin: str, proxies: dict[str, str], verify: bool | str, cert: Any) -> Pool:
     settings = requests.Session().merge_environment_settings(origin, proxies, True, verify, cert)
     proxy = select_proxy(origin, settings["proxies"])
-    if proxy and proxy.lower().startswith("socks"):
-        raise ChatError(
-            {
-                "category": "unsupported",
-                "message": "the proxy is a SOCKS proxy, which the transport 'aiohttp' can't use; "
-                'give the option {"transport": "requests"}, or another proxy in the option \'request\'',
-                "status": 0,
-            }
-        )
     context = context_of(settings["verify"], cert) if origin.startswith("https:") else True
     connector = Connector()
     session = aiohttp.ClientSession(
@@ -131,10 +128,12 @@ if hasattr(os, "register_at_fork"):
 
 async def send(request: Request) -> Response:
     """The response of the server, its body whole or, of a stream, as it arrives; whatever fails is its ``error``."""
-    wire_headers(request)  # a credential that can't be had is the caller's to know
+    wire_headers(request)  # a credential that can't be had is the caller's to know, as roots that can't be read
+    pool = pool_of(request)
+    if pool.proxy is not None and pool.proxy.scheme.startswith("socks"):
+        return failure("unsupported", NO_SOCKS)
     attempt = scoped(request)
     try:
-        pool = pool_of(request)
         try:
             return await exchange(pool, request, attempt)
         except Exception:

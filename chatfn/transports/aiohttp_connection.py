@@ -49,6 +49,7 @@ class Exchange(ResponseHandler):
 
     attempt: Scoped | None = None  # none while a proxy is asked for a tunnel
     requests = 0
+    answer: Any = None  # aiohttp's parsed head, and the reader of its body
 
     def begin(self, attempt: Scoped) -> None:
         """The connection is about to carry a request."""
@@ -58,7 +59,7 @@ class Exchange(ResponseHandler):
         self.requests += 1
         self.head = bytearray()
         self.head_left = attempt.head
-        self.answer: Any = None  # aiohttp's parsed head, and the reader of its body
+        self.answer = None
         self.wire = 0  # bytes after the head
         self.end = b""  # the last four of them
         self.touch()
@@ -144,7 +145,7 @@ class Exchange(ResponseHandler):
         broken = self.exception()
         if broken is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(broken)
-        if body.is_eof() and (self.end[-4:] != b"\r\n\r\n" if message.chunked else self.wire > body.total_bytes):
+        if body.is_eof() and (self.end != b"\r\n\r\n" if message.chunked else self.wire > body.total_bytes):
             self.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
