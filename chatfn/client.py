@@ -105,8 +105,8 @@ def responder(options: Options = NO_OPTIONS) -> Callable[[Json], Response]:
     >>> respond({"model": "m", "messages": [{"role": "user", "content": "hi"}]})["status"]
     200
     """
-    options = resolved(sealed(options))
-    return respond_with(options)
+    options = sealed(options)
+    return respond_with(resolved(options))
 
 
 def respond_with(options: Options) -> Callable[[Json], Response]:
@@ -121,8 +121,8 @@ def respond_with(options: Options) -> Callable[[Json], Response]:
 
 def aresponder(options: Options = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
     """The same, awaited; a blocking transport runs on threads."""
-    options = resolved(sealed(options))
-    return arespond_with(options)
+    options = sealed(options)
+    return arespond_with(resolved(options))
 
 
 def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:

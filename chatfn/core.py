@@ -32,7 +32,7 @@ from chatfn.options import (
     timeout_of,
 )
 from chatfn.plain import plain, without
-from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask_all
+from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask, mask_all
 from chatfn.spec import Auth, Classify, Error, Impl, Json, Options, Request, Response, __version__
 
 NO_OPTIONS: Options = {}
@@ -147,13 +147,17 @@ def decode(response: Response, secrets: list[str], classify: Classify = category
     status, headers, body = response["status"], response["headers"], response["body"]
     data = data_of(body)
     if 200 <= status < 300 and isinstance(data, dict) and not data.get("error"):
-        whole: Response = {**response, "body": mask_in_answer(data, body, secrets)}
+        whole: Response = {
+            **response,
+            "headers": mask_in_headers(headers, secrets),
+            "body": mask_in_answer(data, body, secrets),
+        }
         return whole
     headers = mask_all(dict(headers), secrets)
     data = mask_all(data, secrets)
     error = error_map(status, headers, data, classify, now)
     if 200 <= status < 300 and not (isinstance(data, dict) and data.get("error")):
-        text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+        text = mask(text_of(body), secrets).lstrip("\ufeff").strip()
         said = f": {text[:EXCERPT_CHARACTERS]}" if text else ", and is empty"
         error = cast(Error, {**error, "message": f"a {status} answer that is no JSON map{said}"})
     return {**response, "headers": headers, "body": data, "error": error}
@@ -166,13 +170,27 @@ def data_of(body: Any) -> Any:
     try:
         return parse(bytes(body))
     except ValueError:
+        return text_of(body)
+
+
+def text_of(body: Any) -> str:
+    """A body as its sender wrote it, in UTF-8."""
+    if isinstance(body, (bytes, bytearray)):
         return bytes(body).decode("utf-8", "replace")
+    return body or "" if isinstance(body, str | None) else json.dumps(body, ensure_ascii=False)
 
 
 def mask_in_answer(data: Any, body: Any, secrets: list[str]) -> Any:
     """The data of a good answer; a secret in it, should it be long enough to be one, is masked."""
     echoed = [value for value in secrets if isinstance(body, (bytes, bytearray)) and value.encode() in body]
     return mask_all(data, echoed, SHORTEST_IN_ANSWERS) if echoed else data
+
+
+def mask_in_headers(headers: Mapping[str, str], secrets: list[str]) -> Mapping[str, str]:
+    """The headers of a good answer, likewise."""
+    said = " ".join(map(str, headers.values()))
+    echoed = any(len(value) >= SHORTEST_IN_ANSWERS and value in said for value in secrets)
+    return cast("Mapping[str, str]", mask_all(dict(headers), secrets, SHORTEST_IN_ANSWERS)) if echoed else headers
 
 
 def with_totals(response: Response, elapsed: float) -> Response:

@@ -32,7 +32,10 @@ RETRYABLE: frozenset[Category] = frozenset({"unavailable", "interrupted", "busy"
 MESSAGE_CHARACTERS = 2_000
 EXCERPT_CHARACTERS = 500
 REQUEST_IDS = ("x-request-id", "apim-request-id", "x-ms-request-id")
-NUMBER = re.compile(r"\d{1,15}(\.\d+)?")
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+FOREVER = 1e15  # seconds: finite, whatever a server asks for
+STATUS = re.compile(r"[45][0-9]{2}")
+DEEPEST_WORDS = 20
 MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 HTML_START = re.compile(r"\s*<(!doctype|html|head|body|\?xml|h1|p|title)\b", re.IGNORECASE)
 
@@ -64,8 +67,8 @@ def category_of(status: int, wire: Mapping[str, Any]) -> Category:
     if "insufficient_quota" in (code, wire.get("type")):
         return "forbidden"
     if status < 300:  # a success that is no answer; some gateways put the real status into its body
-        real = int(code) if isinstance(code, (int, str)) and str(code).isascii() and str(code).isdigit() else 0
-        return category_of(real, {}) if 400 <= real < 600 else "fault"
+        real = isinstance(code, (int, str)) and STATUS.fullmatch(str(code))
+        return category_of(int(real[0]), {}) if real else "fault"
     return CATEGORIES.get(status, "incorrect" if status < 500 else "fault")
 
 
@@ -120,8 +123,8 @@ def error_map(
 
 def wire_error(body: Any) -> Mapping[str, Any]:
     """The map in a body that says what went wrong, in the forms that servers give it."""
-    if isinstance(body, list) and body:  # Gemini's OpenAI endpoint wraps the map in a list
-        return wire_error(body[0])
+    while isinstance(body, list) and body:  # Gemini's OpenAI endpoint wraps the map in a list
+        body = body[0]
     if not isinstance(body, dict):
         return {}
     return body["error"] if isinstance(body.get("error"), dict) else body
@@ -131,7 +134,7 @@ def plain_member(value: Any) -> str | int | None:
     return value if value is None or isinstance(value, (str, int)) else str(value)[:EXCERPT_CHARACTERS]
 
 
-def words_of(body: Any) -> str:
+def words_of(body: Any, depth: int = 0) -> str:
     """The server's words, whatever form they came in: OpenAI's, FastAPI's, plain text, HTML.
 
     >>> words_of({"detail": [{"loc": ["body"], "msg": "field required"}]}), words_of("<h1>Bad&nbsp;Gateway</h1>")
@@ -139,11 +142,13 @@ def words_of(body: Any) -> str:
     """
     if isinstance(body, str):
         return text_of_html(body) if HTML_START.match(body) else body.strip()
+    if depth >= DEEPEST_WORDS:
+        return ""
     if isinstance(body, list):
-        return "; ".join(filter(None, map(words_of, body)))
+        return "; ".join(filter(None, (words_of(item, depth + 1) for item in body)))
     if isinstance(body, dict):
         for key in ("error", "message", "msg", "detail", "errors", "Message", "title"):
-            words = words_of(body.get(key))
+            words = words_of(body.get(key), depth + 1)
             if words:
                 return words
         return ", ".join(f"{key}: {value}" for key, value in body.items() if isinstance(value, (str, int)))
@@ -164,10 +169,10 @@ def retry_after_of(headers: Mapping[str, str], now: float) -> float | None:
     """
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         if NUMBER.fullmatch(headers.get(name, "")):
-            return float(headers[name]) / 1000
+            return min(float(headers[name]) / 1000, FOREVER)
     value = headers.get("retry-after", "").strip()
     if NUMBER.fullmatch(value):
-        return float(value)
+        return min(float(value), FOREVER)
     due = epoch_of(value)
     if due is None:
         return None
@@ -176,13 +181,15 @@ def retry_after_of(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def epoch_of(date: str) -> float | None:
-    """An HTTP date in seconds since the epoch, or None if it is none."""
+    """An HTTP date, which is in UTC if it does not say, in seconds since the epoch, or None if it is none."""
     if not date:
         return None
-    from email.utils import parsedate_to_datetime  # at its first use: rarely needed, and slow to import
+    from datetime import UTC  # at their first use: rarely needed, and slow to import
+    from email.utils import parsedate_to_datetime
 
     try:
-        return parsedate_to_datetime(date).timestamp()
+        when = parsedate_to_datetime(date)
+        return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
 

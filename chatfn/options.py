@@ -17,7 +17,7 @@ from toolz import keymap, merge, valfilter
 
 from chatfn.impls import IMPLS, azure_endpoint
 from chatfn.plain import without
-from chatfn.secret import Secret, problem_of, seal
+from chatfn.secret import Secret, hidden, problem_of, seal, type_name
 from chatfn.spec import Bounds, Impl, Json, Options
 
 CREDENTIALS = frozenset({"api_key", "ad_token"})
@@ -51,18 +51,46 @@ def spelled(name: Any) -> Any:
 def sealed(options: Any) -> Any:
     """The options with whatever may be a credential as a ``Secret``; never raises, so that no traceback shows one."""
     if not isinstance(options, Mapping):
-        return options
+        return hidden(options)
     found = {spelled(name): value for name, value in options.items()}
-    for name, value in found.items():
-        if name in CREDENTIALS or (name not in KNOWN and is_sensitive(name) and isinstance(value, str)):
-            found[name] = seal(value)
-    request = found.get("request")
-    if isinstance(request, Mapping):
-        found["request"] = {
-            name: sealed_headers(value) if name == "headers" else sealed_proxies(value) if name == "proxies" else value
-            for name, value in request.items()
-        }
-    return found
+    return {name: sealed_option(name, value) if name in KNOWN else hidden(value) for name, value in found.items()}
+
+
+def sealed_own(options: Any) -> dict[str, Any]:
+    """The same of an impl's defaults and of the environment, which may have options that only their impl knows."""
+    found = {spelled(name): value for name, value in options.items()}
+    return {
+        name: sealed_option(name, value) if name in KNOWN else seal_if(is_sensitive(name), value)
+        for name, value in found.items()
+    }
+
+
+def sealed_option(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name in CREDENTIALS or (name == "api_endpoint" and has_user(value)):
+        return hidden(value)
+    if name == "impl" and isinstance(value, Mapping) and isinstance(value.get("defaults"), Mapping):
+        return {**value, "defaults": sealed_own(value["defaults"])}
+    return sealed_request(value) if name == "request" else value
+
+
+def sealed_request(request: Any) -> Any:
+    if not isinstance(request, Mapping):
+        return hidden(request)
+    seals = {"headers": sealed_headers, "proxies": sealed_proxies}
+    return {
+        name: value
+        if value is None
+        else seals[name](value)
+        if name in seals
+        else seal_if(name not in REQUEST_KEYS, value)
+        for name, value in request.items()
+    }
+
+
+def seal_if(condition: bool, value: Any) -> Any:
+    return hidden(value) if condition and value is not None else value
 
 
 def is_sensitive(name: Any) -> bool:
@@ -71,24 +99,28 @@ def is_sensitive(name: Any) -> bool:
 
 def sealed_headers(headers: Any) -> Any:
     if not isinstance(headers, Mapping):
-        return headers
-    return {name: seal(value) if is_sensitive(name) else value for name, value in headers.items()}
+        return hidden(headers)
+    return {name: seal_if(not isinstance(name, str) or is_sensitive(name), value) for name, value in headers.items()}
 
 
 def sealed_proxies(proxies: Any) -> Any:
     if not isinstance(proxies, Mapping):
-        return proxies
+        return hidden(proxies)
     return {name: seal(value) if isinstance(value, str) and "@" in value else value for name, value in proxies.items()}
 
 
 def impl_of(options: Json) -> Impl:
     """The impl map itself, or the one that goes by its name."""
-    impl = options.get("impl") or "openai"
+    impl = options.get("impl")
+    if impl is None:
+        impl = "openai"
     if isinstance(impl, Mapping):
         lacking = sorted(Impl.__required_keys__ - set(impl))
         if lacking:
             raise ValueError(f"the impl map lacks {', '.join(lacking)}: derive it from one of IMPLS with .update(…)")
         return cast(Impl, impl)
+    if not isinstance(impl, str):
+        raise TypeError(f"the option 'impl' is {type_name(impl)}; give a name or an impl map")
     if impl not in IMPLS:
         raise ValueError(f"unknown impl {impl!r}{nearest(impl, IMPLS)}; known: {', '.join(sorted(IMPLS))}, or a map")
     return plain_impl(impl)
@@ -114,18 +146,18 @@ def resolve(options: Any, environment: Json | None = None) -> Options:
     ``options`` are ``sealed``.  ``environment`` holds what the environment says of options, not variables.
     The ``impl`` of the result is the impl map; what is None counts as not given, but for ``deadline``.
     """
+    environment = sealed_own(environment or {})
     if not isinstance(options, Mapping):
-        raise TypeError(f"options are {type(options).__name__}; give a mapping")
+        raise TypeError(f"options are {type_name(options)}; give a mapping")
     for name in options:
         if name not in KNOWN:
             raise ValueError(f"unknown option {name!r}{nearest(name, KNOWN)}")
     given = {name: value for name, value in options.items() if value is not None or name == "deadline"}
     impl = impl_of(given)
-    found = environment or {}
     if any(name in given for name in CREDENTIALS):  # a credential that is given is the only one
-        found = without(found, *CREDENTIALS)
-    defaults = sealed(thaw(impl["defaults"]))
-    whole = cast(Options, merge(DEFAULTS, defaults, found, given, {"impl": impl}))
+        environment = without(environment, *CREDENTIALS)
+    defaults = sealed_own(thaw(impl["defaults"]))
+    whole = cast(Options, merge(DEFAULTS, defaults, environment, given, {"impl": impl}))
     check(whole)
     if "api_version" not in given and whole.get("api_endpoint") and azure_endpoint(whole)[2]:
         return cast(Options, without(cast(Json, whole), "api_version"))  # an endpoint that names its version knows best
@@ -163,10 +195,12 @@ def check_credentials(values: Json) -> None:
 
 def check_request(request: Any) -> None:
     if not isinstance(request, Mapping):
-        raise TypeError(f"the option 'request' is {type(request).__name__}; give a mapping")
+        raise TypeError(f"the option 'request' is {type_name(request)}; give a mapping")
     for name in request:
         if name not in REQUEST_KEYS:
             raise ValueError(f"unknown key {name!r} in the option 'request'{nearest(name, REQUEST_KEYS)}")
+    if not isinstance(request.get("proxies") or {}, Mapping):
+        raise TypeError(f"proxies in the option 'request' are {type_name(request['proxies'])}; give a mapping")
 
 
 def check_text(name: str, value: Any) -> None:
@@ -178,8 +212,8 @@ def check_text(name: str, value: Any) -> None:
 
 
 def check_secret(name: str, secret: Any) -> None:
-    if not isinstance(secret, Secret):
-        raise TypeError(f"{name} is {type(secret).__name__}; give a string, or a function that returns one")
+    if not isinstance(secret, Secret) or (secret.kind == "value" and not isinstance(secret.reveal(), str)):
+        raise TypeError(f"{name} is {type_name(secret)}; give a string, or a function that returns one")
     problem = problem_of(secret.reveal()) if secret.kind == "value" else None
     if problem:
         raise ValueError(f"{name} {problem}; strip it, or correct where it comes from")
@@ -187,15 +221,30 @@ def check_secret(name: str, secret: Any) -> None:
 
 def check_url(name: str, url: str) -> None:
     """Raise unless ``url`` is an absolute http(s) URL without a user, a password or a fragment in it."""
+    if isinstance(url, Secret) or has_user(url):
+        raise ValueError(f"{name} has a user or password in it; give credentials as options")
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         parts, fine = urlsplit(""), False
-    if "@" in parts.netloc:
-        raise ValueError(f"{name} has a user or password in it; give credentials as options")
     if not fine or problem_of(url) or " " in url or "\\" in url or parts.fragment:
         raise ValueError(f"{name} is {url[:200]!r}, no absolute URL of http or https such as 'https://host/v1'")
+
+
+def has_user(url: Any) -> bool:
+    """Whether a user or a password stands in a URL, or may stand in what is none.
+
+    >>> has_user("https://me:word@host/v1"), has_user("me:word@host"), has_user("https://host/@me")
+    (True, True, False)
+    """
+    if not isinstance(url, str) or "@" not in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return "@" in parts.netloc or not parts.hostname or parts.port == 0
+    except ValueError:
+        return True
 
 
 def is_loopback(host: str) -> bool:
@@ -249,17 +298,23 @@ def bounds_of(options: Options) -> Bounds:
 def headers_of(headers: Any) -> dict[str, Any]:
     """Given headers with lower-case names, None for one to remove; raises for what could break a request."""
     if not isinstance(headers, Mapping):
-        raise TypeError(f"headers in the option 'request' are {type(headers).__name__}; give a mapping")
+        raise TypeError(f"headers in the option 'request' are {type_name(headers)}; give a mapping")
     for name, value in headers.items():
         if not isinstance(name, str) or HEADER_NAME.fullmatch(name) is None:
             raise ValueError(f"{name!r} is no name of a header")
         if name.lower() in OWN_HEADERS:
             raise ValueError(f"the header {name!r} follows from the request itself; leave it out")
         if value is not None:
-            problem = problem_of(value.reveal() if isinstance(value, Secret) and value.kind == "value" else value)
+            problem = header_problem(value)
             if problem:
                 raise ValueError(f"the value of the header {name!r} {problem}")
     return cast("dict[str, Any]", keymap(str.lower, headers))
+
+
+def header_problem(value: Any) -> str | None:
+    if not isinstance(value, Secret):
+        return problem_of(value)
+    return "is not a string but a function" if value.kind == "function" else problem_of(value.reveal())
 
 
 def query_of(query: Any) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ Kind = Literal["value", "function", "absent"]  # a function may return another v
 
 MASK = "***"
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*")
+DEEPEST = 100  # what lies deeper in data is masked without a look
 SHORTEST_IN_ERRORS = 4  # shorter "keys" are placeholders, and would mask parts of words
 SHORTEST_IN_ANSWERS = 16  # likewise "ollama" or "not-needed", which an answer may say with good reason
 
@@ -69,6 +70,23 @@ def seal(value: Any) -> Any:
     return Secret(value) if (isinstance(value, str) or callable(value)) and not isinstance(value, Secret) else value
 
 
+def hidden(value: Any) -> Any:
+    """Anything as a ``Secret``: for what stands in a credential's place, or may have been meant as one."""
+    secret = seal(value)
+    return secret if isinstance(secret, Secret) else Secret(lambda: value, "value")
+
+
+def type_name(value: Any) -> str:
+    """The name of a value's type, or of what a ``Secret`` holds; for messages.
+
+    >>> type_name(hidden(["sk-123"]))
+    'list'
+    """
+    if isinstance(value, Secret):
+        return type(value.reveal()).__name__ if value.kind == "value" else value.kind
+    return type(value).__name__
+
+
 def problem_of(value: Any) -> str | None:
     """What keeps a value from being a credential or a header, in words that do not repeat it, or None.
 
@@ -85,11 +103,13 @@ def problem_of(value: Any) -> str | None:
 
 
 def secrets_of(request: Mapping[str, Any]) -> list[str]:
-    """The values of all the secrets of a request map: its ``auth``, and headers that are sealed."""
+    """The values of all the secrets of a request map: its ``auth``, and headers that are sealed, with and without
+    the scheme before them."""
     sealed = [value for value in request["headers"].values() if isinstance(value, Secret)]
     if "auth" in request:
         sealed.append(request["auth"]["secret"])
-    return [secret.reveal() for secret in sealed if secret.kind == "value"]
+    values = [secret.reveal() for secret in sealed if secret.kind == "value"]
+    return [*values, *filter(None, (value.partition(" ")[2] for value in values))]
 
 
 def mask(text: str, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -> str:
@@ -104,15 +124,17 @@ def mask(text: str, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -
     return text
 
 
-def mask_all(data: Any, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -> Any:
+def mask_all(data: Any, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS, depth: int = 0) -> Any:
     """``data`` without any of the ``values`` in its strings, however deep; the same object if there is none."""
     values = [value for value in values if len(value) >= shortest]
     if not values:
         return data
     if isinstance(data, str):
         return mask(data, values, shortest)
-    if isinstance(data, dict):
-        return {mask_all(k, values, shortest): mask_all(v, values, shortest) for k, v in data.items()}
+    if not isinstance(data, (dict, list)):
+        return data
+    if depth >= DEEPEST:
+        return MASK
     if isinstance(data, list):
-        return [mask_all(item, values, shortest) for item in data]
-    return data
+        return [mask_all(item, values, shortest, depth + 1) for item in data]
+    return {mask_all(k, values, shortest, depth): mask_all(v, values, shortest, depth + 1) for k, v in data.items()}

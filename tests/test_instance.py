@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfn.transports.echo.fits import fits, target_of
 from chatfn.transports.echo.instance import instance_of
-from chatfn.transports.echo.pattern import sample_of
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -19,29 +16,27 @@ NODE = {
     "$defs": {
         "node": {
             "type": "object",
-            "properties": {
-                "value": {"type": "integer"},
-                "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
-            },
+            "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
             "required": ["value", "next"],
             "additionalProperties": False,
         }
     },
     "$ref": "#/$defs/node",
-}
+}  # fmt: skip
 TABLE: list[tuple[Any, Any]] = [
     ({"type": "string"}, ""),
     ({"type": ["null", "string"]}, None),
     ({"type": ["string", "null"]}, ""),
     ({"type": "string", "minLength": 3}, "aaa"),
     ({"type": "string", "format": "date-time"}, "1970-01-01T00:00:00Z"),
-    ({"type": "string", "format": "uuid"}, "00000000-0000-4000-8000-000000000000"),
+    ({"type": "string", "format": "uuid", "maxLength": 36}, "00000000-0000-4000-8000-000000000000"),
     ({"type": "string", "pattern": "^[A-Z]{2}[0-9]+$", "minLength": 5}, "AA000"),
-    ({"type": "string", "pattern": "b"}, "b"),
-    ({"type": "string", "pattern": "^[a-c]+$", "minLength": 7, "maxLength": 7}, "aaaaaaa"),
-    ({"type": "string", "pattern": "^a", "minLength": 3, "maxLength": 3}, "aaa"),
-    ({"type": "array", "items": {"pattern": "^b+$"}, "minItems": 2, "uniqueItems": True}, ["b", "bb"]),
-    ({"type": "string", "pattern": "^(?!a)[a-c]$", "enum": ["a", "c"]}, "c"),
+    ({"type": "string", "pattern": r"^\d{4}-\d{2}$"}, "0000-00"),
+    ({"type": "string", "pattern": r"^#(?:[0-9a-f]{3}){1,2}$"}, "#000"),
+    ({"type": "string", "pattern": r"^[a-z._]+@[^\s]+\.(com|org)$"}, "a@a.com"),
+    ({"type": "string", "pattern": r"^[^a-z]\S.\W$"}, "0-0-"),
+    ({"type": "string", "pattern": ""}, ""),
+    ({"type": "array", "items": {"type": "string", "pattern": "^b+$"}, "minItems": 2, "uniqueItems": True}, ["b", "bb"]),
     ({"type": "integer"}, 0),
     ({"type": "integer", "minimum": 2.5}, 3),
     ({"type": "integer", "exclusiveMinimum": 2, "exclusiveMaximum": 4}, 3),
@@ -49,7 +44,6 @@ TABLE: list[tuple[Any, Any]] = [
     ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, 0.5),
     ({"type": "number", "minimum": 0.3, "multipleOf": 0.25}, 0.5),
     ({"type": "number", "minimum": 1e300, "maximum": 1e300}, 1e300),
-    ({"not": {"type": "integer"}, "type": "number", "minimum": 0, "maximum": 1}, 0.5),
     ({"type": "boolean"}, False),
     ({"type": "boolean", "const": True}, True),
     ({"const": {"a": [1]}}, {"a": [1]}),
@@ -60,32 +54,24 @@ TABLE: list[tuple[Any, Any]] = [
     ({"type": "array", "items": {"type": "boolean"}, "minItems": 2, "uniqueItems": True}, [False, True]),
     ({"type": "array", "items": {"type": "integer", "minimum": 5}, "minItems": 3, "uniqueItems": True}, [5, 6, 7]),
     ({"prefixItems": [{"const": 1}, {"const": 2}], "minItems": 2, "items": False, "type": "array"}, [1, 2]),
-    ({"type": "array", "contains": {"const": 3}}, [3]),
     ({"type": "object"}, {}),
     ({"type": "object", "properties": {"a": {"type": "string"}}}, {}),
     ({"properties": {"b": {"type": "null"}, "a": {"const": 1}}, "required": ["a", "b"]}, {"b": None, "a": 1}),
     ({"type": "object", "required": ["x"]}, {"x": ""}),
     ({"type": "object", "required": ["x"], "additionalProperties": {"type": "integer"}}, {"x": 0}),
-    ({"type": "object", "required": ["x1"], "patternProperties": {"^x": {"type": "null"}}}, {"x1": None}),
-    ({"type": "object", "minProperties": 2, "additionalProperties": {"const": 1}}, {"a": 1, "b": 1}),
-    ({"type": "object", "minProperties": 1, "properties": {"only": {"const": 1}}}, {"only": 1}),
     ({"anyOf": [False, {"type": "null"}]}, None),
-    ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, 0.5),
-    ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object"}, {"a": ""}),
+    ({"anyOf": [{"not": {}}, {"type": "string"}], "minLength": 1}, "a"),
+    ({"oneOf": [{"type": "string"}, {"type": "integer"}], "anyOf": [{"type": "integer"}, {"type": "string"}]}, 0),
     ({"allOf": [{"type": "number", "minimum": 2}, {"type": "integer", "maximum": 3}]}, 2),
     ({"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"a": {"minimum": 4}}, "required": ["a"]}]},
      {"a": 4}),
-    ({"type": "integer", "if": {"minimum": 0}, "then": {"minimum": 10}}, 10),
-    ({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a"],
-      "dependentRequired": {"a": ["b"]}}, {"a": 1, "b": 2}),
-    ({"type": "object", "properties": {"a": {"const": 1}}, "not": {"const": {}}}, {"a": 1}),
-    ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "not": {"const": {"a": 0}}}, {"a": 1}),
-    ({"title": "one", "allOf": [{"title": "other", "multipleOf": 4}], "multipleOf": 6, "minimum": 1}, 12),
+    ({"title": "one", "type": "integer", "allOf": [{"title": "other", "multipleOf": 4}], "multipleOf": 6, "minimum": 1}, 12),
     (NODE, {"value": 0, "next": None}),
     ({"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}, "required": ["kids"]},
      {"kids": []}),
     ({"$defs": {"a/b": {"type": "integer", "minimum": 1}}, "$ref": "#/$defs/a~1b", "maximum": 1}, 1),
     ({"definitions": {"c d": {"const": "x"}}, "$ref": "#/definitions/c%20d"}, "x"),
+    ({"properties": {"a": {"anyOf": [{"const": 7}]}, "b": {"$ref": "#/properties/a/anyOf/0"}}, "required": ["b"]}, {"b": 7}),
     (True, ""),
     ({}, ""),
 ]  # fmt: skip
@@ -96,82 +82,78 @@ def test_smallest_instance(schema: Any, instance: Any) -> None:
     """The instance is the one that a reader of the schema would call the smallest, and it is valid."""
     found = instance_of(schema)
     jsonschema.Draft202012Validator(schema).validate(found)
-    assert found == instance
     assert repr(found) == repr(instance), "0 is not False, and not 0.0"
 
 
-@pytest.mark.parametrize("schema", [
-    False,
-    {"type": "string", "enum": []},
-    {"allOf": [{"type": "string"}, {"type": "integer"}]},
-    {"type": "integer", "minimum": 3, "maximum": 2},
-    {"type": "array", "minItems": 1, "items": False},
-    {"type": "array", "minItems": 3, "uniqueItems": True, "items": {"type": "boolean"}},
-    {"type": "array", "minItems": 10**12},
-    {"type": "object", "minProperties": 10**12},
-    {"type": "string", "minLength": 10**12},
-    {"type": "string", "pattern": "((a{1000}){1000}){1000}"},
-    {"$ref": "#"},
-    {"$ref": "#/nowhere"},
-    {"$ref": "https://example.com/schema.json"},
-    {"type": "object", "properties": {"again": {"$ref": "#"}}, "required": ["again"]},
-    {"type": "text"},
-    {"type": "string", "pattern": "("},
-    {"properties": []},
-    {"minimum": "3"},
-    {"type": "array", "minItems": 60, "items": {"type": "array", "minItems": 60, "items": {"type": "array",
-     "minItems": 60, "items": {"type": "array", "minItems": 60}}}},
+def nested(levels: int) -> Any:
+    return {"type": "array", "minItems": 60, "items": nested(levels - 1)} if levels else {"type": "null"}
+
+
+@pytest.mark.parametrize(("schema", "keyword"), [
+    (False, "false"),
+    (None, "schema"),
+    ({"enum": []}, "enum"),
+    ({"type": "object", "not": {"required": ["a"]}}, "not"),
+    ({"type": "integer", "if": {"minimum": 0}, "then": {"minimum": 10}}, "if"),
+    ({"type": "array", "contains": {"const": 1}}, "contains"),
+    ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
+    ({"type": "object", "propertyNames": {"minLength": 1}}, "propertyNames"),
+    ({"$ref": "https://example.com/schema.json"}, "$ref"),
+    ({"$ref": "#/nowhere"}, "$ref"),
+    ({"$ref": "#"}, "$ref"),
+    ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, "$ref"),
+    ({"type": "object", "properties": {"again": {"$ref": "#"}}, "required": ["again"]}, "$ref"),
+    ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "type"),
+    ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "pattern"),
+    ({"allOf": [{"anyOf": [{"const": str(n)} for n in range(99)]}] * 9 + [{"const": 1}]}, ""),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
+    ({"type": "number", "multipleOf": 0}, "multipleOf"),
+    ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
+    ({"type": "string", "minLength": 10**12}, "minLength"),
+    ({"type": "string", "format": "uuid", "maxLength": 9}, "maxLength"),
+    ({"type": "string", "pattern": "((a{1000}){1000}){1000}"}, "pattern"),
+    ({"type": "string", "pattern": "("}, "pattern"),
+    ({"type": "string", "pattern": "[[a]"}, "pattern"),
+    ({"type": "string", "pattern": "(" * 5_000 + ")" * 5_000}, "pattern"),
+    ({"type": "string", "pattern": r"^(?=b)a$"}, "pattern"),
+    ({"type": "array", "minItems": 1, "items": False}, "false"),
+    ({"type": "array", "minItems": 2, "maxItems": 1}, "minItems"),
+    ({"type": "array", "minItems": 3, "uniqueItems": True, "items": {"type": "boolean"}}, "uniqueItems"),
+    ({"type": "array", "minItems": 10**12}, "minItems"),
+    (nested(4), ""),
+    ({"type": "object", "minProperties": 1}, "minProperties"),
+    ({"type": "object", "required": ["a"], "maxProperties": 0}, "maxProperties"),
+    ({"type": "text"}, "type"),
+    ({"type": [["string"]]}, "type"),
+    ({"required": [[]]}, "malformed"),
+    ({"properties": [], "required": ["a"]}, "malformed"),
+    ({"type": "integer", "minimum": 10**400, "maximum": 10**400}, "malformed"),
+    ({"allOf": [{"anyOf": []}, {"anyOf": []}]}, "anyOf"),
+    ({"type": "integer", "minimum": "3"}, ""),
 ])  # fmt: skip
-def test_no_instance_is_a_value_error(schema: Any) -> None:
-    """What has no instance, none within bounds, or is no schema, is a ValueError, soon."""
-    with pytest.raises(ValueError):
+def test_no_instance_is_a_value_error(schema: Any, keyword: str) -> None:
+    """What has no instance, none that is found, or is no schema, is a ValueError, soon; it names the keyword."""
+    with pytest.raises(ValueError) as caught:
         instance_of(schema)
+    assert keyword in str(caught.value)
 
 
 def test_nullable_is_a_way_out() -> None:
     """OpenAPI's ``nullable`` ends a recursion."""
     schema = {"type": "object", "properties": {"up": {"$ref": "#"}}, "required": ["up"], "nullable": True}
     assert instance_of(schema) is None
-    assert fits(None, {"type": "string", "nullable": True})
+    assert instance_of({"type": "string", "nullable": True}) == ""
 
 
-def test_whole_takes_optional_properties_where_that_can_be() -> None:
-    """``whole`` gives every property a value; an optional recursion is left out rather than failing."""
+def test_whole_takes_optional_properties() -> None:
+    """``whole`` gives every property a value."""
     assert instance_of({"properties": {"a": {"type": "integer"}, "b": {"const": 1}}}, whole=True) == {"a": 0, "b": 1}
-    assert instance_of({"type": "object", "properties": {"a": {"$ref": "#"}}}, whole=True) == {}
 
 
-def test_instances_are_not_shared() -> None:
-    """A caller who changes an instance does not change the next one."""
-    schema = {"type": "array", "minItems": 1, "items": {"type": "integer"}}
-    instance_of(schema).append("mine")
-    assert instance_of(schema) == [0]
-
-
-@pytest.mark.parametrize("pattern", [
-    r"^\d{4}-\d{2}-\d{2}$", r"^[a-z0-9._%+-]+@[a-z0-9.-]+\.[a-z]{2,}$", r"^(foo|bar)+(?:baz)?$", r"\bx\b", r"^[^\s]+$",
-    r"^\+?[1-9]\d{1,14}$", r"^#(?:[0-9a-fA-F]{3}){1,2}$", r"^\x41\u0042$", r"^[]]$", r"^[^]a]$", r"a{,2}", r"^a{2,}?b$",
-    r"^(?P<year>\d+)$", r"^(?i:abc)$", r".", "", r"^\.\*$", r"{x}", r"^(a|)$",
-])  # fmt: skip
-@pytest.mark.parametrize("extra", [0, 3])
-def test_samples_match_their_pattern(pattern: str, extra: int) -> None:
-    """A sample of a pattern without look-arounds and back references is a match."""
-    assert re.search(pattern, sample_of(pattern, extra))
-
-
-def test_references_point_into_lists_too() -> None:
-    """A JSON pointer counts the items of a list."""
-    root = {"anyOf": [{"type": "null"}, {"const": 1}]}
-    assert target_of("#/anyOf/1", root) == {"const": 1}
-    for ref in ("#/anyOf/2", "#/anyOf/x", "#/anyOf", "#name"):
-        with pytest.raises(ValueError):
-            target_of(ref, root)
-
-
-NAMES = st.sampled_from(["a", "b", "c"])
-SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "bb"])
 COUNTS = st.integers(0, 3)
 HALVES = st.integers(-6, 6).map(lambda number: number / 2)
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "bb"])
+PATTERNS = st.sampled_from(["a", "^b+$", "^[ab]{2}", r"^\d+(-\d+)?$", "^[^a-z]$"])
 
 
 def some(keywords: dict[str, st.SearchStrategy[Any]], **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -179,36 +161,25 @@ def some(keywords: dict[str, st.SearchStrategy[Any]], **fixed: Any) -> st.Search
 
 
 LEAVES = (
-    some(
-        {"minLength": COUNTS, "maxLength": COUNTS, "pattern": st.sampled_from(["a", "^b+$", "^[ab]{2}"])}, type="string"
-    )
+    some({"minLength": COUNTS, "maxLength": COUNTS, "pattern": PATTERNS}, type="string")
     | some({"minimum": HALVES, "maximum": HALVES, "multipleOf": st.sampled_from([0.5, 1, 2, 3])}, type="integer")
     | some({"exclusiveMinimum": HALVES, "exclusiveMaximum": HALVES}, type="number")
     | st.builds(lambda values: {"enum": values}, st.lists(SCALARS, min_size=1, max_size=3))
     | st.builds(lambda value: {"const": value}, SCALARS)
-    | st.lists(st.sampled_from(["null", "boolean", "integer"]), min_size=1, unique=True).map(
-        lambda names: {"type": names}
-    )
-    | st.sampled_from([True, {}, {"$ref": "#/$defs/d"}, {"$ref": "#"}])
+    | st.lists(st.sampled_from(["null", "boolean", "integer"]), min_size=1, unique=True).map(lambda of: {"type": of})
+    | st.sampled_from([True, False, {"$ref": "#/$defs/d"}, {"$ref": "#/$defs/tree"}])
 )
+TREE = {"type": ["object", "null"], "properties": {"up": {"$ref": "#/$defs/tree"}}, "required": ["up"]}
 
 
 def branches(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    names = st.sampled_from(["a", "b", "c"])
+    members = {"properties": st.dictionaries(names, inner, max_size=3), "required": st.lists(names, unique=True)}
     parts = st.lists(inner, min_size=1, max_size=3)
     return (
         some({"items": inner, "minItems": COUNTS, "uniqueItems": st.booleans(), "prefixItems": parts}, type="array")
-        | some({"contains": inner, "items": inner, "maxItems": COUNTS}, type="array")
-        | some(
-            {
-                "properties": st.dictionaries(NAMES, inner, max_size=3),
-                "required": st.lists(NAMES, max_size=3, unique=True),
-                "additionalProperties": inner | st.booleans(),
-                "minProperties": COUNTS,
-            },
-            type="object",
-        )
-        | st.builds(lambda key, found: {key: found}, st.sampled_from(["anyOf", "oneOf", "allOf"]), parts)
-        | st.builds(lambda one: {"not": one}, inner)
+        | some({**members, "minProperties": COUNTS}, type="object", additionalProperties=False)
+        | parts.map(lambda found: {"anyOf": found})
     )
 
 
@@ -216,30 +187,23 @@ SCHEMAS = st.recursive(LEAVES, branches, max_leaves=8)
 
 
 @settings(deadline=None)
-@given(SCHEMAS, SCHEMAS)
-def test_found_instances_are_valid(schema: Any, definition: Any) -> None:
+@given(SCHEMAS, LEAVES.filter(lambda leaf: "$ref" not in str(leaf)), st.booleans())
+def test_found_instances_are_valid(schema: Any, definition: Any, whole: bool) -> None:
     """Whatever the schema, an instance that is found is valid; nothing but ValueError says that none was."""
-    whole = {"$defs": {"d": definition}, "allOf": [schema]}
+    document = {"$defs": {"d": definition, "tree": TREE}, "allOf": [schema]}
     try:
-        found = instance_of(whole)
+        found = instance_of(document, whole)
     except ValueError:
         return
-    jsonschema.Draft202012Validator(whole).validate(found)
+    jsonschema.Draft202012Validator(document).validate(found)
 
 
 @settings(deadline=None)
-@given(SCHEMAS.filter(lambda schema: "$ref" not in str(schema)), SCALARS | st.lists(SCALARS, max_size=3))
-def test_fits_agrees_with_jsonschema(schema: Any, value: Any) -> None:
-    """Whether a value fits is what jsonschema says."""
-    assert fits(value, schema) == jsonschema.Draft202012Validator(schema).is_valid(value)
-
-
-@settings(deadline=None)
-@given(st.dictionaries(NAMES, LEAVES.filter(lambda leaf: "$ref" not in str(leaf)), max_size=3))
+@given(st.dictionaries(st.text(max_size=2), LEAVES.filter(lambda leaf: "$ref" not in str(leaf)), max_size=3))
 def test_objects_of_satisfiable_properties_have_an_instance(properties: dict[str, Any]) -> None:
     """An object whose members each have an instance has one, with all of them."""
     try:
         wanted = {name: instance_of(inner) for name, inner in properties.items()}
     except ValueError:
         return
-    assert instance_of({"type": "object", "properties": properties, "required": list(properties)}) == wanted
+    assert instance_of({"type": "object", "properties": properties}, whole=True) == wanted

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
 import warnings
 import zlib
@@ -74,7 +75,7 @@ class Client(NamedTuple):
     name: str
 
 
-def options_of(url: str, **options: Any) -> dict[str, Any]:
+def options_of(url: str, **options: Any) -> Any:
     """No retries, and bounds that a test can wait for."""
     return {
         "api_key": KEY,
@@ -164,9 +165,10 @@ def test_a_request_arrives_as_it_was_built(http: Client) -> None:
         assert http.call(server.url + "/", {**PARAMS, "x": [1, {"b": 1, "a": "é"}]})["body"]["id"] == "c1"
     (request,) = server.requests
     assert (request["method"], request["path"]) == ("POST", "/v1/chat/completions")
-    assert request["body"] == json.dumps(
-        {**PARAMS, "x": [1, {"b": 1, "a": "é"}]}, separators=(",", ":"), ensure_ascii=False
-    ).encode()
+    assert (
+        request["body"]
+        == json.dumps({**PARAMS, "x": [1, {"b": 1, "a": "é"}]}, separators=(",", ":"), ensure_ascii=False).encode()
+    )
     assert request["headers"]["authorization"] == f"Bearer {KEY}"
     assert request["headers"]["user-agent"].startswith("chatfn/")
     names = [line.partition(":")[0].lower() for line in request["lines"]]
@@ -253,7 +255,7 @@ def test_an_answer_may_come_byte_by_byte(http: Client) -> None:
         assert len(server.connections) == 1
 
 
-NO_ANSWERS = {
+NO_ANSWERS: dict[str, tuple[list[Any], str]] = {
     "close": ([CLOSE], "unavailable"),
     "reset": ([RESET], "unavailable"),
     "no answer in time": ([3.0], "interrupted"),
@@ -276,9 +278,17 @@ NO_ANSWERS = {
     "broken gzip checksum": ([answer(gzip.compress(b'{"id":"c"}')[:-8] + b"\0" * 8, content_encoding="gzip")], "fault"),
     "junk chunk size": ([HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", 0.5], "fault"),
     "negative chunk size": ([HEAD + b"transfer-encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n", 0.5], "fault"),
-    "huge chunk size": ([HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n{}\r\n0\r\n\r\n", 0.5], "fault"),
+    "huge chunk size": (
+        [HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n{}\r\n0\r\n\r\n", 0.5],
+        "fault",
+    ),
     "chunk longer than it says": ([HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n", 0.5], "fault"),
-    "chunk shorter than it says": ([HEAD + b"transfer-encoding: chunked\r\n\r\n9\r\n{}\r\n0\r\n\r\n", CLOSE], "interrupted"),
+    "chunk shorter than it says": (
+        [HEAD + b"transfer-encoding: chunked\r\n\r\n9\r\n{}\r\n0\r\n\r\n", CLOSE],
+        "interrupted",
+    ),
+    "chunk without its end": ([HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}XX0\r\n\r\n", 0.5], "fault"),
+    "chunk size without digits": ([HEAD + b"transfer-encoding: chunked\r\n\r\n\r\n{}\r\n0\r\n\r\n", 0.5], "fault"),
     "unknown transfer coding": ([HEAD + b"transfer-encoding: gzip\r\n\r\n{}", CLOSE], "fault"),
     "two lengths": ([HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{} ", 0.5], "fault"),
     "no number of a length": ([HEAD + b"content-length: 2x\r\n\r\n{}", 0.5], "fault"),
@@ -403,6 +413,44 @@ def test_a_dripped_answer_is_bounded_in_total(http: Client) -> None:
             assert time.monotonic() - began < 1.0
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_dripped_page_instead_of_a_stream_is_bounded_in_total(http: Client, status: int) -> None:
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: text/html\r\n\r\n".encode()
+    with raw_server([head, *dripped(b"<p>" + b"x" * 60)]) as server:
+        began = time.monotonic()
+        texts, error = read(http, server.url, request={"timeout": 0.5}, deadline=None)
+        assert texts == []
+        assert error["status"] == status
+        assert time.monotonic() - began < 1.2
+
+
+def test_a_server_that_does_not_read_is_bounded_by_silence(http: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        began = time.monotonic()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        response = http.call(url, {**PARAMS, "pad": "x" * 20_000_000}, request={"timeout": 0.4}, deadline=None)
+        assert failed(response) == "interrupted"
+        assert time.monotonic() - began < 1.5
+
+
+def test_an_answer_that_comes_before_the_request_is_sent_is_heard(http: Client) -> None:
+    """As a 413 does; the connection is not used again."""
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1_000)
+            connection.sendall(answer({"error": {"message": "too large"}}, 413, connection="close"))
+            while connection.recv(1_000_000):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        response = http.call(url, {**PARAMS, "pad": "x" * 20_000_000})
+        assert (response["status"], response["error"]["message"]) == (413, "too large")
+
+
 def test_the_dripped_head_of_a_stream_is_bounded_by_silence(http: Client) -> None:
     with raw_server(dripped(STREAM_HEAD)) as server:
         began = time.monotonic()
@@ -478,7 +526,7 @@ def test_interim_answers_are_bounded(http: Client) -> None:
 
 
 def test_a_long_but_bounded_head_is_read(http: Client) -> None:
-    head = {f"x_{n}": "a" * 1_000 for n in range(50)}
+    head: dict[str, Any] = {f"x_{n}": "a" * 1_000 for n in range(50)}
     with raw_server([answer({"id": "c"}, **head)]) as server:
         assert http.call(server.url)["headers"]["x-49"] == "a" * 1_000
 
@@ -491,7 +539,9 @@ def test_the_bound_of_headers_counts_no_byte_of_a_body(http: Client) -> None:
 def test_bodies_are_bounded(http: Client) -> None:
     """A good body by ``bounds["body"]``; an error's is cut short at 64 KiB; neither connection is used again."""
     large = b'{"id": "' + b"c" * 200_000 + b'"}'
-    with raw_server([answer(large)], [answer(large, 500)], [HEAD + b"\r\n", endless(b" " * 9_999)], [good(4)]) as server:
+    with raw_server(
+        [answer(large)], [answer(large, 500)], [HEAD + b"\r\n", endless(b" " * 9_999)], [good(4)]
+    ) as server:
         response = http.call(server.url, bounds={"body": 100_000})
         assert failed(response) == "fault"
         assert "bounds['body']" in response["error"]["message"]
@@ -607,7 +657,9 @@ def test_a_stream_without_done_is_whole_if_every_choice_is_finished(http: Client
     """With its chunks' end, or with the end of its connection; n counts."""
     events = event(delta("a")) + event(delta("", "stop"))
     two = event(delta("b", index=1)) + event(delta("", "stop", index=1))
-    with raw_server([STREAM_HEAD + chunked(events)], [PLAIN_STREAM + events, CLOSE], [STREAM_HEAD + chunked(events, two)]) as server:
+    with raw_server(
+        [STREAM_HEAD + chunked(events)], [PLAIN_STREAM + events, CLOSE], [STREAM_HEAD + chunked(events, two)]
+    ) as server:
         assert read(http, server.url) == (["a", ""], None)
         assert read(http, server.url) == (["a", ""], None)
         assert read(http, server.url)[1] is None
@@ -1038,6 +1090,7 @@ def test_a_secret_shows_nowhere(http: Client, echo: str, caplog: pytest.LogCaptu
     """Not in errors, traces, logs of any level, or what is pickled, even if the server echoes it."""
     caplog.set_level(logging.DEBUG)
     seen: list[Any] = []
+    contexts: list[Any] = []
     for params in (PARAMS, STREAM):
         with raw_server([ECHOES[echo], CLOSE]) as server:
             options = options_of(server.url, trace=lambda *maps: seen.append(maps))
@@ -1050,14 +1103,44 @@ def test_a_secret_shows_nowhere(http: Client, echo: str, caplog: pytest.LogCaptu
                 if params is STREAM:
                     seen.extend(read(http, server.url, trace=options["trace"]))
             except ChatError as exc:
-                seen.extend([str(exc), repr(exc), exc.error, exc.__context__, exc.__cause__])
-                assert KEY.encode() not in pickle.dumps(exc)
-                assert exc.__context__ is None
+                seen.extend([str(exc), repr(exc), exc.error, pickle.dumps(exc), exc.__cause__])
+                contexts.append(exc.__context__)
     assert seen
+    assert not any(contexts)
     assert KEY not in repr(seen)
     assert KEY[4:] not in repr(seen)
     assert KEY not in caplog.text
     assert "hi" not in caplog.text.split()
+
+
+def shown_by(exc: BaseException) -> str:
+    """What a traceback with the locals of its frames shows of an exception, but for those of this file."""
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__) if frame.f_code.co_filename != __file__]
+    assert frames
+    return repr([exc, exc.__cause__, *(frame.f_locals for frame in frames)])
+
+
+def test_a_traceback_shows_no_secret(http: Client) -> None:
+    with raw_server([CLOSE], [answer({"error": "m"}, 500)], [stream("a")[:-60], CLOSE]) as server:
+        for params in (PARAMS, PARAMS, STREAM):
+            with pytest.raises(ChatError) as caught:
+                http.create({**params}, options_of(server.url, **{"on_next": print} if params is STREAM else {}))
+            assert KEY not in shown_by(caught.value)
+
+
+@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+def test_the_traceback_of_a_cancelled_call_shows_no_secret(transport: str) -> None:
+    async def main(url: str) -> None:
+        options = options_of(url, transport=transport)
+        task = asyncio.ensure_future(acreate_chat_completion(PARAMS, options))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert KEY not in shown_by(caught.value)
+
+    with raw_server([until_gone]) as server:
+        asyncio.run(main(server.url))
 
 
 def test_the_trace_sees_each_attempt(http: Client) -> None:

@@ -82,12 +82,23 @@ def redirected(request: Request) -> Flow:
     """Follow 307 and 308 to the same origin; any other redirect stays what it is, an error."""
     response: Response = yield request
     for _ in range(REDIRECTS):
-        location = response["headers"].get("location")
-        target = urljoin(request["url"], location or "")
-        if response["status"] not in (307, 308) or not location or origin(target) != origin(request["url"]):
+        target = target_of(request["url"], response)
+        if target is None:
             break
         response = yield {**request, "url": target}
     return response
+
+
+def target_of(url: str, response: Response) -> str | None:
+    """Where a response sends its request on to, if that may be followed."""
+    location = response["headers"].get("location")
+    if response["status"] not in (307, 308) or not location:
+        return None
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        return None
+    return target if origin(target) == origin(url) else None
 
 
 def origin(url: str) -> tuple[str, str | None, int | None] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
         response: Response = yield encode(request)
     except OSError as exc:  # of a transport of the caller's own
         return failure("interrupted" if isinstance(exc, TimeoutError) else "unavailable", worded(exc, secrets))
+    response = {**response, "headers": masked_headers(response["headers"], secrets)}
     if "error" in response:
         return {**response, "error": mask_all(response["error"], secrets)}
     body = response["body"]
@@ -53,6 +54,12 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
         return {**response, "body": None, "error": mask_all(merge({"status": response["status"]}, error), secrets)}
     steps = streamed(body, first, request, event_reader(request, response, secrets, classify))
     return {**response, "body": (aevents if hasattr(body, "__anext__") else events)(steps, body)}
+
+
+def masked_headers(headers: Mapping[str, str], secrets: list[str]) -> Mapping[str, str]:
+    """The headers; without the secrets, if they hold one."""
+    held = "\n".join(headers.values())
+    return mask_all(dict(headers), secrets) if any(secret in held for secret in secrets) else headers
 
 
 def no_stream(response: Response, kind: str, secrets: list[str], classify: Classify) -> Flow:

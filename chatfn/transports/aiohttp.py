@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import http.client
 import io
+import math
 import os
 import ssl
 import time
@@ -40,7 +41,7 @@ OWN_HEADERS = ("accept", "accept-encoding", "content-type", "user-agent")  # aio
 
 NO_SOCKS = (
     "the proxy is a SOCKS proxy, which the transport 'aiohttp' can't use; "
-    "give the option {\"transport\": \"requests\"}, or another proxy in the option 'request'"
+    'give the option {"transport": "requests"}, or another proxy in the option \'request\''
 )
 
 
@@ -144,6 +145,8 @@ async def send(request: Request) -> Response:
         return await exchange(pool, request, attempt)
     except ChatError as exc:
         error = exc.error
+    except asyncio.CancelledError as exc:
+        raise exc.with_traceback(None) from None  # without aiohttp's frames, which hold the key
     except Exception as exc:  # aiohttp's own have no common class, and its state may break with any
         error = error_of(translated(exc), request, attempt)
     return {**failure(error["category"], error["message"]), "error": error}
@@ -189,8 +192,10 @@ async def response_of(answer: aiohttp.ClientResponse, request: Request, attempt:
         inflate = inflater(head.pop("content-encoding", ""))
         if request["stream"] and good:
             lasts = True
+            attempt.begin_stream(request.get("due", math.inf))
             body = stream_body(answer, inflate, request, attempt)
             return {"status": answer.status, "headers": head, "body": body}
+        attempt.until = min(attempt.until, time.monotonic() + attempt.silence)  # what is no stream has its time in all
         limit = request["bounds"]["body"] if good else ERROR_BYTES
         return {
             "status": answer.status,

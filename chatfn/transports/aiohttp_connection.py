@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from contextvars import ContextVar
 from typing import Any
@@ -78,13 +79,6 @@ class Exchange(ResponseHandler):
 
     def whole(self) -> bool:
         return self.answer is not None and bool(self.answer[1].is_eof())
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            for option in KEEPALIVE:
-                sock.setsockopt(*option)
 
     def start_timeout(self) -> None:
         """aiohttp's word that the request is sent."""
@@ -163,11 +157,20 @@ class Exchange(ResponseHandler):
             transport.abort()
 
 
+def new_socket(address: Any) -> socket.socket:
+    """A socket that notices a peer which is gone without a word."""
+    family, kind, proto, _, _ = address
+    sock = socket.socket(family, kind, proto)
+    for option in KEEPALIVE:
+        sock.setsockopt(*option)
+    return sock
+
+
 class Connector(TCPConnector):
     """A pool of ``Exchange``s; as many connections as there are calls."""
 
     def __init__(self) -> None:
-        super().__init__(limit=0, keepalive_timeout=IDLE, resolver=ThreadedResolver())
+        super().__init__(limit=0, keepalive_timeout=IDLE, resolver=ThreadedResolver(), socket_factory=new_socket)
         self._factory = self.exchange  # type: ignore[assignment]  # a function of no arguments, as aiohttp's partial
         self.exchanges: WeakSet[Exchange] = WeakSet()
 

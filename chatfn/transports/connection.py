@@ -20,6 +20,7 @@ from chatfn.transports.timed_socket import NO_ATTEMPT, Attempt, HeadTooLarge, Ti
 
 READ = 65_536
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?\r?\n")
+CUT_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{0,15}[ \t]*(;[^\r\n]*)?\r?")
 KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -31,10 +32,10 @@ KEEPALIVE = [
 
 
 class Head:
-    """The lines of a head, bounded in all."""
+    """The lines of a head, bounded in all, and none of them cut short."""
 
-    def __init__(self, fp: Any, limit: int) -> None:
-        self.fp, self.left = fp, limit
+    def __init__(self, fp: Any, limit: int, begun: bool = False) -> None:
+        self.fp, self.left, self.begun = fp, limit, begun
         self.close, self.flush, self.peek = fp.close, fp.flush, fp.peek
 
     def readline(self, size: int = -1) -> bytes:
@@ -42,6 +43,9 @@ class Head:
         self.left -= len(line)
         if self.left < 0:
             raise HeadTooLarge
+        if not line.endswith(b"\n") and (line or self.begun) and len(line) != size:
+            raise http.client.IncompleteRead(b"")
+        self.begun = True
         return line
 
 
@@ -90,11 +94,13 @@ class Answer(http.client.HTTPResponse):
         found = CHUNK_SIZE.fullmatch(line)
         if found is None:
             self.close()
-            raise http.client.IncompleteRead(b"") if not line else http.client.HTTPException("its chunks are malformed")
+            if not line.endswith(b"\n") and CUT_CHUNK_SIZE.fullmatch(line):
+                raise http.client.IncompleteRead(b"")
+            raise http.client.HTTPException("its chunks are malformed")
         return int(found[1], 16)
 
     def _read_and_discard_trailer(self) -> None:
-        body, self.fp = self.fp, cast(Any, Head(self.fp, self.attempt.head))
+        body, self.fp = self.fp, cast(Any, Head(self.fp, self.attempt.head, begun=True))
         super()._read_and_discard_trailer()  # type: ignore[misc]  # not in typeshed
         self.fp = body
 

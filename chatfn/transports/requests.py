@@ -154,13 +154,12 @@ def send(request: Request) -> Response:
 
 
 def attempt_of(request: Request) -> Attempt:
-    """The bounds of an attempt that begins now.  A stream may last; a whole answer has its silence in all."""
+    """The bounds of an attempt that begins now."""
     now = time.monotonic()
     connect, silence = request["timeout"]
     due = request.get("due", math.inf)
-    whole = math.inf if request["stream"] else silence
     within = max(0.001, min(connect, due - now))
-    return Attempt(due, silence, whole, within, request["bounds"]["headers"], request.get("cancelled"))
+    return Attempt(due, silence, silence, within, request["bounds"]["headers"], request.get("cancelled"))
 
 
 def exchange(
@@ -185,6 +184,7 @@ def response_of(answer: Answer, request: Request, attempt: Attempt) -> Response:
         inflate = inflater(head.pop("content-encoding", ""))
         if request["stream"] and good:
             ends = True
+            attempt.begin_stream(request.get("due", math.inf))
             return {
                 "status": answer.status,
                 "headers": head,

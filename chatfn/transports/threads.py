@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -20,6 +21,10 @@ ENDED = object()
 def executor() -> ThreadPoolExecutor:
     """The threads of this process; one is started only when all others are busy."""
     return ThreadPoolExecutor(THREADS, "chatfn")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=executor.cache_clear)  # threads do not survive a fork
 
 
 def threaded(transport: Handler) -> AsyncHandler:

@@ -44,6 +44,10 @@ class Attempt:
         """The request is sent: from here on the answer has its time in all."""
         self.until = min(self.until, time.monotonic() + self.whole)
 
+    def begin_stream(self, due: float) -> None:
+        """The head is there: from here on each read has its silence, and all of them end with the call."""
+        self.until = due
+
 
 class Expired(TimeoutError):
     """The attempt is over; why is said by the transport, which knows its bounds."""

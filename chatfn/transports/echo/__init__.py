@@ -71,14 +71,14 @@ def echo(request: Request) -> Response:
         words = "We could not parse the JSON body of your request: the API expects one JSON object, in UTF-8."
         return refused(400, error_of(words), digest)
     deployment = deployment_of(path)
-    named = {**data, "model": deployment} if deployment and not isinstance(data.get("model"), str) else data
+    named = {**data, "model": data.get("model") or deployment} if deployment else data
     unstreamed = {key: value for key, value in named.items() if key not in ("stream", "stream_options")}
-    return answer(named, sha256(text_of(unstreamed, sort=True)).hexdigest(), deployment)
+    return answer(named, sha256(text_of(unstreamed, sort=True)).hexdigest())
 
 
-def answer(body: Json, digest: str, deployment: str | None) -> Response:
+def answer(body: Json, digest: str) -> Response:
     """The response to a request that has reached the model."""
-    error = refusal_of(body, deployment)
+    error = refusal_of(body)
     if error is not None:
         return refused(400, error, digest)
     said = last_text(body["messages"])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
 from chatfn.spec import Json
-from chatfn.transports.echo.instance import instance_of
-from chatfn.transports.echo.refusal import named_tools, wanted_of
+from chatfn.transports.echo.instance import instance_of, listed
 
 CREATED = 1_700_000_000  # 2023-11-14T22:13:20Z, on every answer
 FINGERPRINT = "fp_echo_1"  # counts up when the same request gets another answer than before
 TOKEN = re.compile(r"\s*(?:\w+|\S)|\s+")
+TOOLS = ("function", "custom")
 TEXTS = ("text", "refusal")  # the parts that say something, under their own name
 UNLIKELY = -9999.0  # the API's own value for a token that is none of the likely ones
 DETAILS = {
@@ -118,10 +119,24 @@ def json_text(schema: Json | None, strict: Any) -> str:
     return json.dumps({} if schema is None else instance_of(schema, strict is True), ensure_ascii=False)
 
 
-def names_one(body: Json) -> bool:
-    """Whether the request says which tool must be called, and not only that one must be."""
-    choices = [body.get("function_call"), body.get("tool_choice")]
-    return any(isinstance(choice, dict) and choice.get("type") != "allowed_tools" for choice in choices)
+def named_tools(body: Json) -> Iterator[tuple[str, str, Any, str]]:
+    """The kind, name and definition of each tool, and where it stands; the legacy ``functions`` too."""
+    for index, tool in enumerate(body.get("tools") or ()):
+        kind = tool["type"]
+        yield kind, tool[kind]["name"], tool[kind], f"tools[{index}].{kind}"
+    for index, function in enumerate(body.get("functions") or ()):
+        yield "legacy", function["name"], function, f"functions[{index}]"
+
+
+def chosen_of(choice: Any, legacy: bool = False) -> list[tuple[Any, Any]]:
+    """The kinds and names that ``tool_choice`` or ``function_call`` names; a None where it is malformed."""
+    found = choice if isinstance(choice, dict) else {}
+    kind = "legacy" if legacy else found.get("type")
+    inner = found if legacy else found.get(kind) if isinstance(kind, str) else None
+    if kind != "allowed_tools":
+        return [(kind, inner.get("name") if isinstance(inner, dict) else None)]
+    allowed = inner if isinstance(inner, dict) and inner.get("mode") in ("auto", "required") else {}
+    return [name for tool in listed(allowed.get("tools", [])) for name in chosen_of(tool)]
 
 
 def forced_tool(body: Json) -> tuple[str, str] | None:
@@ -129,12 +144,16 @@ def forced_tool(body: Json) -> tuple[str, str] | None:
     legacy, choice = body.get("function_call"), body.get("tool_choice")
     if isinstance(legacy, dict):
         return "legacy", legacy["name"]
-    offered = [(kind, name) for kind, name, _, _ in named_tools(body) if kind != "legacy"]
     if isinstance(choice, dict):
         free = choice["type"] == "allowed_tools" and choice["allowed_tools"]["mode"] == "auto"
-        wanted = wanted_of(choice, "tool_choice")
-        return None if free or not wanted else wanted[0]
-    return offered[0] if choice == "required" else None
+        return None if free else chosen_of(choice)[0]
+    return next((kind, name) for kind, name, _, _ in named_tools(body)) if choice == "required" else None
+
+
+def names_one(body: Json) -> bool:
+    """Whether the request says which tool must be called, and not only that one must be."""
+    choices = [body.get("function_call"), body.get("tool_choice")]
+    return any(isinstance(choice, dict) and choice.get("type") != "allowed_tools" for choice in choices)
 
 
 def input_of(body: Json, forced: tuple[str, str], said: str) -> str:
