@@ -96,7 +96,7 @@ def with_params(options: Options, params: Any) -> Options:
     return options
 
 
-def responder(options: Options = NO_OPTIONS) -> Callable[[Json], Response]:
+def responder(options: Options | Json = NO_OPTIONS) -> Callable[[Json], Response]:
     """A function of params to a response map, which never raises for what the world did: that is its ``error``.
 
     What the caller did wrong raises ``ValueError`` or ``TypeError`` before anything is sent.
@@ -119,7 +119,7 @@ def respond_with(options: Options) -> Callable[[Json], Response]:
     return lambda params: cast(Response, handler(request_of(params, options)))
 
 
-def aresponder(options: Options = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
+def aresponder(options: Options | Json = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
     """The same, awaited; a blocking transport runs on threads."""
     options = sealed(options)
     return arespond_with(resolved(options))
@@ -140,7 +140,7 @@ def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
     return respond
 
 
-def create_chat_completion(params: Json, options: Options = NO_OPTIONS) -> Any:
+def create_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -> Any:
     """The completion of a params map, as a dict; with ``"stream": True`` an iterator of its events, as dicts.
 
     ``params``: the JSON body of the API.  With ``on_next`` each event of a stream goes to that function, and the whole
@@ -158,7 +158,7 @@ def create_chat_completion(params: Json, options: Options = NO_OPTIONS) -> Any:
     return finish(respond_with(whole)(params), whole)
 
 
-async def acreate_chat_completion(params: Json, options: Options = NO_OPTIONS) -> Any:
+async def acreate_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -> Any:
     """The same, awaited; with ``"stream": True`` an asynchronous iterator of events.
 
     >>> import asyncio

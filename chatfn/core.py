@@ -44,7 +44,7 @@ JSON_HEADERS = {
 }
 
 
-def build_request(params: Json, options: Options = NO_OPTIONS) -> Request:
+def build_request(params: Json, options: Options | Json = NO_OPTIONS) -> Request:
     """The request map of a chat completion: what would be sent, without sending it, and without a secret in it.
 
     Pure: the environment is not read, and no key is needed.  ``TypeError`` and ``ValueError`` name what can't be sent.

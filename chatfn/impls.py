@@ -70,6 +70,8 @@ def with_path(url: str, path: str, query: Mapping[str, Any]) -> str:
     'https://h/v2?a=1&c=3'
     """
     parts = urlsplit(url)
+    if not parts.query and not query:
+        return f"{parts.scheme}://{parts.netloc}{path}"
     asked = merge(dict(parse_qsl(parts.query, keep_blank_values=True)), query)
     text = urlencode({name: value for name, value in asked.items() if value is not None})
     return f"{parts.scheme}://{parts.netloc}{path}" + (f"?{text}" if text else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -129,7 +129,7 @@ def impl_of(options: Json) -> Impl:
 @cache
 def plain_impl(name: str) -> Impl:
     """An impl of the table as a dict, which is looked into faster."""
-    return cast(Impl, dict(IMPLS[name]))
+    return thaw(IMPLS[name])
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
@@ -156,10 +156,12 @@ def resolve(options: Any, environment: Json | None = None) -> Options:
     impl = impl_of(given)
     if any(name in given for name in CREDENTIALS):  # a credential that is given is the only one
         environment = without(environment, *CREDENTIALS)
-    defaults = sealed_own(thaw(impl["defaults"]))
+    elif "ad_token" in environment:  # as openai-python has it: a token before a key
+        environment = without(environment, "api_key")
+    defaults = sealed_own(impl["defaults"])
     whole = cast(Options, merge(DEFAULTS, defaults, environment, given, {"impl": impl}))
     check(whole)
-    if "api_version" not in given and whole.get("api_endpoint") and azure_endpoint(whole)[2]:
+    if "api_version" in whole.keys() - given.keys() and whole.get("api_endpoint") and azure_endpoint(whole)[2]:
         return cast(Options, without(cast(Json, whole), "api_version"))  # an endpoint that names its version knows best
     return whole
 
@@ -219,6 +221,7 @@ def check_secret(name: str, secret: Any) -> None:
         raise ValueError(f"{name} {problem}; strip it, or correct where it comes from")
 
 
+@lru_cache(1_024)  # asked twice for every call, and most calls have the same URL
 def check_url(name: str, url: str) -> None:
     """Raise unless ``url`` is an absolute http(s) URL without a user, a password or a fragment in it."""
     if isinstance(url, Secret) or has_user(url):
@@ -247,6 +250,7 @@ def has_user(url: Any) -> bool:
         return True
 
 
+@lru_cache(1_024)
 def is_loopback(host: str) -> bool:
     """
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("127.0.0.1.example.com")

@@ -201,7 +201,7 @@ def test_no_key_is_an_error_that_says_what_to_set(monkeypatch):
         create_chat_completion(PARAMS)
     with pytest.raises(ValueError, match="AZURE_OPENAI_API_ENDPOINT or AZURE_OPENAI_ENDPOINT"):
         create_chat_completion(PARAMS, {"impl": "azure", "api_key": "k"})
-    with pytest.raises(ValueError, match="AZURE_OPENAI_API_KEY.*AZURE_OPENAI_AD_TOKEN"):
+    with pytest.raises(ValueError, match=r"AZURE_OPENAI_API_KEY.*AZURE_OPENAI_AD_TOKEN"):
         create_chat_completion(PARAMS, {"impl": "azure", "api_endpoint": "https://h"})
     with pytest.raises(ValueError, match="OPENROUTER_API_KEY"):
         asyncio.run(acreate_chat_completion(PARAMS, {"impl": "openrouter"}))

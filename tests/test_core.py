@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrsistent import freeze, pmap, pvector, thaw
 
@@ -20,12 +20,45 @@ from chatfn.errors import EXCERPT_CHARACTERS, MESSAGE_CHARACTERS
 from chatfn.secret import MASK
 from chatfn.spec import __version__
 
-FIELDS = """
-audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens messages metadata
-modalities model moderation n parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_options
-prompt_cache_retention reasoning_effort response_format safety_identifier seed service_tier stop store stream
-stream_options temperature tool_choice tools top_logprobs top_p user verbosity web_search_options
-""".split()
+FIELDS = [
+    "audio",
+    "frequency_penalty",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "metadata",
+    "modalities",
+    "model",
+    "moderation",
+    "n",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "response_format",
+    "safety_identifier",
+    "seed",
+    "service_tier",
+    "stop",
+    "store",
+    "stream",
+    "stream_options",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "user",
+    "verbosity",
+    "web_search_options",
+]
 OPENAPI = Path(__file__).parents[2] / "shared" / "api" / "openapi.json"
 V1 = {"impl": "azure", "api_endpoint": "https://h/openai/v1"}
 DATED = {"impl": "azure", "api_endpoint": "https://h", "deployment": "d"}
@@ -79,6 +112,7 @@ def test_there_are_37_fields_and_each_reaches_the_body_unchanged() -> None:
             assert sent(params) == text(params)
 
 
+@settings(deadline=None)
 @given(PARAMS)
 def test_params_reach_the_body_byte_for_byte_in_their_order(params: dict[str, Any]) -> None:
     before = freeze(params)
@@ -98,6 +132,7 @@ def wrapped(value: Any, draw: Any) -> Any:
     return value
 
 
+@settings(deadline=None)
 @given(PARAMS, st.data())
 def test_any_mapping_and_sequence_gives_the_same_bytes(params: dict[str, Any], data: st.DataObject) -> None:
     params.pop("stream_buffer_len", None)
@@ -106,6 +141,7 @@ def test_any_mapping_and_sequence_gives_the_same_bytes(params: dict[str, Any], d
     assert sent(MappingProxyType(given_params), **V1) == text(params)
 
 
+@settings(deadline=None)
 @given(PARAMS)
 def test_persistent_params_give_the_same_data(params: dict[str, Any]) -> None:
     frozen = freeze(params)
@@ -232,6 +268,7 @@ def judged(body: Any, status: int = 200, headers: Any = None, secrets: Any = (),
     return found
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_a_2xx_of_one_json_map_is_an_answer_unchanged(data: dict[str, Any]) -> None:
     data.pop("error", None)
@@ -338,6 +375,7 @@ def test_no_code_makes_an_exception(code: Any) -> None:
     assert judged(text({"error": {"message": "m", "code": code}}))["error"]["category"] == "fault"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode), st.integers(0, 599))
 def test_every_body_has_a_verdict(body: bytes, status: int) -> None:
     found = judged(body, status)
@@ -350,6 +388,7 @@ def test_every_body_has_a_verdict(body: bytes, status: int) -> None:
     json.dumps(found)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, min_size=1, max_size=3), st.data())
 def test_an_answer_cut_anywhere_is_none(data: dict[str, Any], cut: st.DataObject) -> None:
     body = text(data)
@@ -394,6 +433,7 @@ def test_an_echoed_secret_is_masked_in_answers_if_it_is_long_enough_to_be_one() 
 # --- the small functions ------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_the_text_of_bytes_is_text(body: bytes) -> None:
     assert isinstance(text_of(body), str)

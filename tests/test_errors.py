@@ -11,7 +11,7 @@ from email.utils import format_datetime, formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatfn.errors import (
@@ -67,10 +67,11 @@ def test_each_status_has_its_category(category: str, statuses: list[int]) -> Non
 
 def test_what_may_pass_is_retryable_and_nothing_else() -> None:
     assert {"unavailable", "interrupted", "busy", "fault", "conflict"} == RETRYABLE
-    assert NINE - RETRYABLE == {"incorrect", "forbidden", "not_found", "unsupported"}
+    assert {"incorrect", "forbidden", "not_found", "unsupported"} == NINE - RETRYABLE
     assert set(CATEGORIES.values()) <= NINE
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999), st.dictionaries(st.sampled_from(["code", "type", "message"]), JSON))
 def test_every_status_and_body_has_one_of_the_nine_categories(status: int, wire: dict[str, Any]) -> None:
     assert category_of(status, wire) in NINE
@@ -129,8 +130,8 @@ def test_the_status_in_the_body_of_a_success_counts_if_it_is_one(code: Any, cate
         ("  plain text\n", "plain text"),
         ("a < b and c > d", "a < b and c > d"),
         (
-            "<!DOCTYPE html><html><head><title>502</title><style>p{}</style></head>"
-            "<body><script>x<y</script><p>Bad&nbsp;Gateway &amp; more</p></body></html>",
+            "<!DOCTYPE html><html><head><title>502</title><style>p{}</style></head><body>"  # noqa: ISC004  # one page
+            "<script>x<y</script><p>Bad&nbsp;Gateway &amp; more</p></body></html>",
             "502 Bad Gateway & more",
         ),
         (" <HTML><H1>Nope</H1>", "Nope"),
@@ -145,6 +146,7 @@ def test_the_servers_words_are_found_in_every_form(body: Any, words: str) -> Non
     assert words_of(body) == words
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_words_and_error_maps_exist_for_every_body(body: Any) -> None:
     error = error_map(400, {}, body)
@@ -272,12 +274,14 @@ def test_a_wait_may_be_a_date_by_the_servers_clock_or_ours(after: str, sent: str
     assert retry_after_of({"retry-after": after, **({} if sent is None else {"date": sent})}, NOW) == seconds
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
 def test_a_wait_is_finite_and_not_negative_or_none(ms: str, after: str, date: str) -> None:
     wait = retry_after_of({"retry-after-ms": ms, "retry-after": after, "date": date}, NOW)
     assert wait is None or (math.isfinite(wait) and wait >= 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4_000_000_000))
 def test_a_date_is_read_as_it_was_meant(epoch: int) -> None:
     assert epoch_of(formatdate(epoch, usegmt=True)) == epoch

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrsistent import freeze, pmap
 
@@ -72,8 +72,8 @@ GOOD: dict[str, Any] = {
 
 
 def test_the_known_options_are_those() -> None:
-    assert KNOWN == {*GOOD, "ad_token"}
-    assert KNOWN == set(Options.__annotations__)
+    assert {*GOOD, "ad_token"} == KNOWN
+    assert set(Options.__annotations__) == KNOWN
     assert TEXTS | FUNCTIONS | set(FLAGS) | CREDENTIALS <= KNOWN
 
 
@@ -129,6 +129,7 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(options: Any, words:
     assert words in str(info.value)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(KNOWN)), st.data())
 def test_one_wrong_letter_is_recognized(name: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(name) - 1))
@@ -236,6 +237,7 @@ def test_options_may_be_any_mapping_and_are_not_changed(wrap: Any) -> None:
 # --- sealing ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=9) | st.binary(max_size=5) | st.just(print),
@@ -341,13 +343,13 @@ def test_a_user_in_a_url_is_found(url: Any, found: bool) -> None:
     if found:
         with pytest.raises(ValueError, match="has a user or password in it; give credentials as options"):
             request(api_endpoint=url)
-        with pytest.raises(ValueError, match="^the URL has a user or password in it"):
+        with pytest.raises(ValueError, match=r"^the URL has a user or password in it"):
             check_url("the URL", url)
 
 
 def test_an_impl_of_ones_own_gives_a_url_of_http_too() -> None:
     for url in ("nowhere", "https://me:sesame@h/v1", "https://h/a b"):
-        with pytest.raises(ValueError, match="^the URL ") as info:
+        with pytest.raises(ValueError, match=r"^the URL ") as info:
             request(impl=IMPLS["openai"].update({"url": lambda operation, params, options, url=url: url}))
         assert "sesame" not in str(info.value)
 
@@ -454,6 +456,7 @@ def test_a_header_that_could_break_a_request_is_refused(name: Any, value: Any, w
     assert words in str(info.value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_a_header_is_sent_as_given_or_refused(name: str, value: str) -> None:
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chatfn
@@ -164,6 +164,7 @@ DATA = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(DATA)
 def test_masking_takes_the_value_out_wherever_it_stands_and_leaves_the_rest(data: Any) -> None:
     before = copy.deepcopy(data)

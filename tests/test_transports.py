@@ -242,9 +242,12 @@ def test_an_answer_cut_anywhere_is_an_error_and_the_next_call_gets_its_own(
 
 
 def test_a_body_without_length_ends_with_its_connection(http: Client) -> None:
-    with raw_server([HEAD + b'\r\n{"id": "c"}', CLOSE], [HEAD + b'\r\n{"id": "c', CLOSE]) as server:
+    """But not with one that is reset."""
+    whole = HEAD + b'\r\n{"id": "c"}'
+    with raw_server([whole, CLOSE], [whole[:-2], CLOSE], [whole, 0.05, RESET]) as server:
         assert http.call(server.url)["body"] == {"id": "c"}
         assert failed(http.call(server.url)) == "fault"
+        assert failed(http.call(server.url)) == "interrupted"
 
 
 def test_an_answer_may_come_byte_by_byte(http: Client) -> None:

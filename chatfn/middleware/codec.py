@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from toolz import merge
 
 from chatfn.chunks import DONE, collector
-from chatfn.core import decode, encode
+from chatfn.core import decode, encode, mask_in_headers
 from chatfn.errors import EXCERPT_CHARACTERS, ChatError, category_of, error_map, failure
 from chatfn.middleware import Call, Flow, StreamFlow, aevents, events, middleware
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all, secrets_of
@@ -33,20 +33,21 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
         response: Response = yield encode(request)
     except OSError as exc:  # of a transport of the caller's own
         return failure("interrupted" if isinstance(exc, TimeoutError) else "unavailable", worded(exc, secrets))
-    response = {**response, "headers": masked_headers(response["headers"], secrets)}
     if "error" in response:
-        return {**response, "error": mask_all(response["error"], secrets)}
+        headers = mask_all(dict(response["headers"]), secrets)
+        return {**response, "headers": headers, "error": mask_all(response["error"], secrets)}
     body = response["body"]
     if not request["stream"] or not 200 <= response["status"] < 300:
         whole = b"".join(body) if isinstance(body, (list, tuple)) else body
         return decode({**response, "body": whole}, secrets, classify, time.time())
+    response = {**response, "headers": mask_in_headers(response["headers"], secrets)}
     if isinstance(body, bytes):
         body = iter([body])
     elif not hasattr(body, "__anext__"):
         body = aiter(body) if hasattr(body, "__aiter__") else iter(body)
     kind = response["headers"].get("content-type", "text/event-stream").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        return (yield from no_stream({**response, "body": body}, kind, secrets, classify))
+        return (yield from no_stream({**response, "body": body}, kind, request["timeout"][1], secrets, classify))
     first: Read = yield Call(partial(read, body))
     if not isinstance(first.chunk, bytes):
         yield Call(partial(leave, body))
@@ -56,26 +57,22 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
     return {**response, "body": (aevents if hasattr(body, "__anext__") else events)(steps, body)}
 
 
-def masked_headers(headers: Mapping[str, str], secrets: list[str]) -> Mapping[str, str]:
-    """The headers; without the secrets, if they hold one."""
-    held = "\n".join(headers.values())
-    return mask_all(dict(headers), secrets) if any(secret in held for secret in secrets) else headers
-
-
-def no_stream(response: Response, kind: str, secrets: list[str], classify: Classify) -> Flow:
-    """The error of a 2xx that should stream and does not: the server's own, if its body is one."""
+def no_stream(response: Response, kind: str, left: float, secrets: list[str], classify: Classify) -> Flow:
+    """The error of a 2xx that should stream and does not: the server's own, if its body is one.  It has ``left``
+    seconds."""
     body, text = response["body"], b""
-    while len(text) < WHOLE_BYTES:
+    while len(text) < WHOLE_BYTES and left > 0:
         got: Read = yield Call(partial(read, body))
         if not isinstance(got.chunk, bytes):
             break
         text += got.chunk
+        left -= got.waited
     yield Call(partial(leave, body))
     found = decode({**response, "body": text}, secrets, classify, time.time())
     if "error" in found and isinstance(found["body"], dict):
         return found
     excerpt = mask(text.decode("utf-8", "replace"), secrets)[:EXCERPT_CHARACTERS]
-    error = error_map(response["status"], response["headers"], found["body"], classify)
+    error = error_map(response["status"], response["headers"], found["body"], classify, time.time())
     message = f"asked for a stream, got {kind or 'no content type'}: {excerpt}"
     if "error" in found:
         return {**found, "error": {**error, "message": message}}

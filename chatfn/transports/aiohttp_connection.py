@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-from aiohttp import ServerDisconnectedError, TCPConnector, ThreadedResolver
+from aiohttp import TCPConnector, ThreadedResolver
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from urllib3.util.wait import wait_for_read
@@ -143,11 +143,10 @@ class Exchange(ResponseHandler):
             self.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """A body without a length ends with its connection, but not with one that breaks."""
+        if exc is not None and self.answer is not None and not self.whole():
+            self.answer[1].set_exception(exc)
         super().connection_lost(exc)
-        if self.attempt is not None and self.answer is not None:
-            body = self.answer[1]
-            if not body.is_eof() and body.exception() is None:
-                body.set_exception(exc or ServerDisconnectedError())
 
     def close(self) -> None:
         """Close at once: a transport's own ``close`` waits until everything is sent, and for TLS's farewell."""

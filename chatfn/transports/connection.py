@@ -99,6 +99,13 @@ class Answer(http.client.HTTPResponse):
             raise http.client.HTTPException("its chunks are malformed")
         return int(found[1], 16)
 
+    def _safe_read(self, amt: int) -> bytes:
+        """What ``read1`` reads between two chunks: http.client does not look at it."""
+        data: bytes = super()._safe_read(amt)  # type: ignore[misc]  # not in typeshed
+        if data != b"\r\n":
+            raise http.client.HTTPException("its chunks are malformed")
+        return data
+
     def _read_and_discard_trailer(self) -> None:
         body, self.fp = self.fp, cast(Any, Head(self.fp, self.attempt.head, begun=True))
         super()._read_and_discard_trailer()  # type: ignore[misc]  # not in typeshed
