@@ -1,5 +1,6 @@
 """The chat completion as a function on plain data."""
 
+from chatfn import transports
 from chatfn.chunks import collect
 from chatfn.client import (
     MIDDLEWARE,
@@ -15,6 +16,8 @@ from chatfn.middleware import Call, Sleep, middleware
 from chatfn.spec import __version__
 from chatfn.transports import TRANSPORTS
 from chatfn.unfold import events_of, text_deltas, text_of
+
+_LATE = ("echo", "record", "replay", "scripted")  # transports that are imported at their first use
 
 __all__ = [
     "IMPLS",
@@ -37,3 +40,9 @@ __all__ = [
     "text_of",
     "wire_headers",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATE:
+        return transports.transport_function(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -162,6 +162,12 @@ def test_the_exported_names_are_those() -> None:
     assert public <= set(chatfn.__all__)
 
 
+def test_transports_that_are_functions_are_imported_at_their_first_use() -> None:
+    assert [getattr(chatfn, name).__name__ for name in ("echo", "record", "replay", "scripted")]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = chatfn.nonsense
+
+
 IMPORT = """
 import os, sys
 read, opened = [], []

@@ -44,13 +44,17 @@ def transport_of(option: Any) -> Any:
         raise ValueError(
             f"unknown transport {name!r}{nearest(name, TRANSPORTS)}; known: {', '.join(sorted(TRANSPORTS))}"
         )
+    found = transport_function(name)
+    return found(**settings) if name in MAKERS else found
+
+
+def transport_function(name: str) -> Any:
+    """The function that goes by a name in ``TRANSPORTS``, imported now."""
     module, attribute = TRANSPORTS[name].split(":")
     try:
-        found = getattr(import_module(module), attribute)
+        return getattr(import_module(module), attribute)
     except ModuleNotFoundError as exc:
         lacking = exc.name
-    else:
-        return found(**settings) if name in MAKERS else found
     raise ValueError(f"the transport {name!r} needs the package {lacking!r}: pip install 'chatfn[async]'")
 
 
