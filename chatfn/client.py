@@ -61,17 +61,21 @@ def layer(item: Any) -> Middleware:
 
 
 def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
-    """The handler of a call: its middleware, outermost first, around the codec, around the transport."""
+    """The handler of a call: its layers around the transport."""
+    return compose(*layers_of(options))(transport)
+
+
+def layers_of(options: Options) -> list[Middleware]:
+    """The layers of a call, outermost first: its clock, its middleware, its credential, trace, codec and redirects."""
     trace = options.get("trace")
-    stack = compose(
+    return [
         timed(),
         *map(layer, options.get("middleware", STACK)),
         authorize(),
         *([] if trace is None else [tracing(trace)]),
         codec(options.get("category_of", category_of)),
         redirected(),
-    )
-    return stack(transport)
+    ]
 
 
 def check_credential(options: Options, name: Any) -> None:

@@ -264,6 +264,7 @@ def test_a_body_over_the_limit_is_refused_in_words(chunked: bool) -> None:
         assert requests.post(f"{found}/chat/completions", BODY.ljust(100_000), timeout=WAIT).status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # cheroot's writer, closed twice
 def test_a_server_that_stops_ends_its_streams_in_words() -> None:
     more = threading.Event()
 

@@ -74,8 +74,8 @@ def app(
 def phrase(status: int) -> str:
     """The reason phrase of a status; some are in use that no standard names.
 
-    >>> phrase(413), phrase(529)
-    ('Request Entity Too Large', 'Error')
+    >>> phrase(404), phrase(529)
+    ('Not Found', 'Error')
     """
     try:
         return HTTPStatus(status).phrase

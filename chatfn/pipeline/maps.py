@@ -1,0 +1,277 @@
+"""``map`` for chat completions: rows in, the same rows with their answers out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, NamedTuple, cast
+
+from toolz import compose
+
+from chatfn.chunks import collector
+from chatfn.client import check_credential, layers_of, resolved
+from chatfn.core import NO_OPTIONS, request_of
+from chatfn.errors import ChatError
+from chatfn.middleware import Call, Flow, composed, is_async
+from chatfn.options import sealed
+from chatfn.pipeline.pools import Pool, loop_pool, thread_pool
+from chatfn.plain import without
+from chatfn.spec import Error, Json, Options, Request, Response
+from chatfn.transports import close, transport_of
+
+AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
+RESULTS = ("response", "error", "attempts", "usage", "cached")
+PULL = 0.25  # seconds between two looks at whether a map that waits for a row has ended
+ENDED = object()
+NUDGE = object()  # tells a map that waits for results to look again
+
+Row = dict[str, Any]
+
+
+class Running(NamedTuple):
+    """A map in progress: its rows, and the function that ends it from another thread."""
+
+    rows: Iterator[Row]
+    stop: Callable[[], None]
+
+
+def map_chat(
+    rows: Iterable[Json],
+    options: Options | Json = NO_OPTIONS,
+    *,
+    concurrency: int = 16,
+    ordered: bool = True,
+    params_of: Callable[[Any], Json] | None = None,
+) -> Iterator[Row]:
+    """The rows with their ``response`` or ``error``, lazily: never an exception for a row.
+
+    ``rows``: dicts with ``params``, and whatever else is to come out with them; ``params_of`` makes the params of rows
+    that have none.  A row's ``sample`` number makes several calls of one request.  Each row comes out once, with
+    ``response`` (the completion; of a stream what it folds to) or ``error`` (an error map), ``attempts``, ``usage`` (or
+    None), and ``cached`` if a journal answered.
+
+    ``concurrency``: how many requests are in flight.  A row that waits to be sent again is not in flight; up to 16
+    times as many rows are out at once, and with ``ordered`` none is further ahead of the oldest that is not done.
+    What ``rows`` itself raises comes out after the rows before it.  To close the iterator starts nothing more and
+    closes what is in flight.
+
+    >>> rows = [{"id": n, "params": {"model": "m", "messages": [{"role": "user", "content": str(n)}]}} for n in (1, 2)]
+    >>> [(row["id"], row["response"]["choices"][0]["message"]["content"]) for row in map_chat(rows, {"transport": "echo"})]
+    [(1, '1'), (2, '2')]
+    """
+    options = sealed(options)
+    return running(rows, resolved(options), concurrency, ordered, params_of).rows
+
+
+async def amap_chat(
+    rows: Iterable[Json] | AsyncIterable[Json],
+    options: Options | Json = NO_OPTIONS,
+    *,
+    concurrency: int = 16,
+    ordered: bool = True,
+    params_of: Callable[[Any], Json] | None = None,
+) -> AsyncIterator[Row]:
+    """The same as an asynchronous iterator, of an iterable or an asynchronous one.
+
+    >>> async def texts():
+    ...     rows = [{"params": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}]
+    ...     return [row["response"]["object"] async for row in amap_chat(rows, {"transport": "echo"})]
+    >>> asyncio.run(texts())
+    ['chat.completion']
+    """
+    options = sealed(options)
+    whole = resolved(options)
+    loop = asyncio.get_running_loop()
+    ended = Event()
+    source = pulled(rows, loop, ended) if isinstance(rows, AsyncIterable) else rows
+    found, stop = running(source, whole, concurrency, ordered, params_of)
+    with ThreadPoolExecutor(1, "chatfn-map-rows") as thread:
+        try:
+            while (row := await loop.run_in_executor(thread, next, found, ENDED)) is not ENDED:
+                yield cast(Row, row)
+        finally:
+            ended.set()
+            stop()
+            await asyncio.shield(loop.run_in_executor(thread, close, found))
+
+
+def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Event) -> Iterator[Json]:
+    """The items of an asynchronous iterable, for another thread than that of its ``loop``, until ``ended``."""
+    source = aiter(rows)
+
+    async def pull() -> Any:
+        return await anext(source, ENDED)
+
+    while not ended.is_set():
+        waiting = asyncio.run_coroutine_threadsafe(pull(), loop)
+        while not wait([waiting], PULL).done:
+            if ended.is_set():
+                waiting.cancel()
+                return
+        row = waiting.result()
+        if row is ENDED:
+            return
+        yield row
+
+
+def running(
+    rows: Iterable[Json],
+    options: Options,
+    concurrency: int,
+    ordered: bool,
+    params_of: Callable[[Any], Json] | None,
+) -> Running:
+    """A map that is about to begin; raises for what can't work before any row is looked at."""
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency!r}; give a whole number greater than 0")
+    name = options.get("transport", "requests")
+    transport = transport_of(name)
+    check_credential(options, name)
+    layers = layers_of(options)
+    flows = [layer.flow for layer in layers if hasattr(layer, "flow")]
+    if len(flows) < len(layers):  # middleware of another make wraps handlers: then the whole stack is one
+        flows, transport = [], compose(*layers)(transport)
+    stopped = Event()
+    results: SimpleQueue[Any] = SimpleQueue()
+    begin = partial(row_flow, composed(flows), options, params_of, stopped)
+    make = loop_pool if is_async(transport) else thread_pool
+
+    def start() -> Pool:
+        return make(
+            begin, transport, lambda task, got: results.put((task, got)), lambda: results.put(NUDGE), concurrency
+        )
+
+    def stop() -> None:
+        stopped.set()
+        results.put(NUDGE)
+
+    return Running(answered(rows, start, results, stopped, concurrency, ordered), stop)
+
+
+def row_flow(
+    flow: Callable[[Request], Flow],
+    options: Options,
+    params_of: Callable[[Any], Json] | None,
+    stopped: Event,
+    task: tuple[int, Any],
+) -> Flow:
+    """The flow of one row: its request, and of a stream what its events fold to."""
+    row = task[1]
+    params = row["params"] if params_of is None else params_of(row)
+    request: Any = {**request_of(params, options), "cancelled": stopped.is_set}
+    if isinstance(row, Mapping) and row.get("sample") is not None:
+        request["sample"] = row["sample"]
+    response = yield from flow(request)
+    body = response["body"]
+    if "error" in response or isinstance(body, (dict, bytes, list, str)):
+        return response
+    folded: Response = {**response, **(yield Call(partial(fold_body, body)))}
+    return folded
+
+
+def fold_body(body: Any) -> Any:
+    """What the events of a stream come to: a ``body``, or an ``error``."""
+    if hasattr(body, "__anext__"):
+        return afold_body(body)
+    fold = collector()
+    try:
+        for event in body:
+            fold.add(event)
+    except ChatError as exc:
+        return {"body": None, "error": exc.error}
+    return {"body": fold.completion()}
+
+
+async def afold_body(body: Any) -> Json:
+    fold = collector()
+    try:
+        async for event in body:
+            fold.add(event)
+    except ChatError as exc:
+        return {"body": None, "error": exc.error}
+    return {"body": fold.completion()}
+
+
+def answered(
+    rows: Iterable[Json],
+    start: Callable[[], Pool],
+    results: SimpleQueue[Any],
+    stopped: Event,
+    concurrency: int,
+    ordered: bool,
+) -> Iterator[Row]:
+    """The rows as their results come.  Rows are taken when there is room for them, and never while one can go out."""
+    source, pool = iter(rows), start()
+    most, busy = AHEAD * concurrency, 2 * concurrency
+    taken = given = out = 0  # rows taken, rows given out or passed over, rows on their way
+    held: dict[int, Row | None] = {}  # done, but not yet their turn
+    failure: BaseException | None = None
+    more = True
+    try:
+        while not stopped.is_set():
+            while held and given in held:
+                row = held.pop(given)
+                given += 1
+                if row is not None:
+                    yield row
+            room = taken - given < most if ordered else out < most
+            if more and room and out - pool.waiting() < busy and results.empty():
+                try:
+                    pool.submit((taken, next(source)))
+                    taken, out = taken + 1, out + 1
+                    continue
+                except StopIteration:
+                    more = False
+                except Exception as exc:
+                    more, failure = False, exc
+            if out == 0 and results.empty():
+                break
+            result = results.get()
+            if result is NUDGE:
+                continue
+            out -= 1
+            (number, row), got = result
+            fatal = fatal_of(got)
+            if fatal is not None:
+                more, failure = False, failure or fatal
+            done = None if isinstance(got, OSError) else outcome(row, got)
+            if ordered:
+                held[number] = done
+            elif done is not None:
+                yield done
+    finally:
+        stopped.set()
+        pool.close()
+    if failure is not None:
+        raise failure
+
+
+def fatal_of(got: Any) -> OSError | None:
+    """What ends the whole map: a journal that can't be written, before a request was sent or after it was answered."""
+    if isinstance(got, OSError):
+        return got
+    unkept = got.get("unkept") if isinstance(got, dict) else None
+    return None if unkept is None else OSError(unkept)
+
+
+def outcome(row: Any, got: Any) -> Row:
+    """The row with its ``response``, or with its ``error``.
+
+    >>> outcome({"id": 1}, {"status": 200, "headers": {}, "body": {"id": "c", "usage": None}, "attempts": 2})
+    {'id': 1, 'response': {'id': 'c', 'usage': None}, 'attempts': 2, 'usage': None}
+    """
+    kept = without(row, *RESULTS) if isinstance(row, Mapping) else {"row": row}
+    if isinstance(got, Exception):
+        category = "incorrect" if isinstance(got, (TypeError, ValueError, KeyError)) else "fault"
+        words = f"no params in the row: {got}" if isinstance(got, KeyError) else str(got) or type(got).__name__
+        error: Error = {"category": cast(Any, category), "message": words[:2_000], "status": 0}
+        return {**kept, "error": error, "attempts": 0, "usage": None}
+    said: Any = got["body"] if "error" not in got else got["error"].get("partial")
+    usage = said.get("usage") if isinstance(said, dict) else None
+    result = {"error": got["error"]} if "error" in got else {"response": got["body"]}
+    cached = {"cached": True} if got.get("cached") else {}
+    return {**kept, **result, "attempts": got.get("attempts", 1), "usage": usage, **cached}
