@@ -1,6 +1,7 @@
 """The chat completion as a function on plain data."""
 
-from chatfn import transports
+from importlib import import_module as _import_module
+
 from chatfn.chunks import collect
 from chatfn.client import (
     MIDDLEWARE,
@@ -17,7 +18,14 @@ from chatfn.spec import __version__
 from chatfn.transports import TRANSPORTS
 from chatfn.unfold import events_of, text_deltas, text_of
 
-_LATE = ("echo", "record", "replay", "scripted")  # transports that are imported at their first use
+_LATE = {  # imported at their first use
+    "amap_chat": "chatfn.pipeline",
+    "echo": "chatfn.transports.echo",
+    "map_chat": "chatfn.pipeline",
+    "record": "chatfn.transports.tape",
+    "replay": "chatfn.transports.tape",
+    "scripted": "chatfn.transports.scripted",
+}
 
 __all__ = [
     "IMPLS",
@@ -44,5 +52,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _LATE:
-        return transports.transport_function(name)
+        found: object = getattr(_import_module(_LATE[name]), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,7 +28,7 @@ PURE = [
     "core",
     "atom",
 ]
-ROOMS = [*PURE, "transports", "middleware", "client", "__init__", "serve", "cli"]
+ROOMS = [*PURE, "transports", "middleware", "journal", "client", "pipeline", "__init__", "serve", "cli"]
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(path.relative_to(SOURCE)) for path in FILES]
 PURE_IDS = [name for name in IDS if name.removesuffix(".py") in PURE]
@@ -162,8 +162,8 @@ def test_the_exported_names_are_those() -> None:
     assert public <= set(chatfn.__all__)
 
 
-def test_transports_that_are_functions_are_imported_at_their_first_use() -> None:
-    assert [getattr(chatfn, name).__name__ for name in ("echo", "record", "replay", "scripted")]
+def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
+    assert [getattr(chatfn, name).__name__ for name in ("echo", "map_chat", "amap_chat", "record", "replay", "scripted")]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = chatfn.nonsense
 

@@ -135,15 +135,24 @@ def drive(steps: Flow, handler: Callable[[Request], Response]) -> Response:
 
 async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]]) -> Response:
     """The response of a flow on an awaitable handler."""
+
+    async def answer(step: Request | Sleep | Call) -> Any:
+        return await (aperform(step) if type(step) in EFFECTS else handler(cast(Request, step)))
+
+    return await adrive_steps(steps, answer)
+
+
+async def adrive_steps(steps: Flow, answer: Callable[[Request | Sleep | Call], Awaitable[Any]]) -> Response:
+    """The response of a flow whose every step is answered by ``answer``."""
     try:
         step = next(steps)
         while True:
             try:
-                answer = await (aperform(step) if type(step) in EFFECTS else handler(cast(Request, step)))
+                answered = await answer(step)
             except Exception as exc:
                 step = steps.throw(exc)
             else:
-                step = steps.send(answer)
+                step = steps.send(answered)
     except StopIteration as stop:
         return cast(Response, stop.value)
     finally:

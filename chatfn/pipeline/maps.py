@@ -60,8 +60,8 @@ def map_chat(
     closes what is in flight.
 
     >>> rows = [{"id": n, "params": {"model": "m", "messages": [{"role": "user", "content": str(n)}]}} for n in (1, 2)]
-    >>> [(row["id"], row["response"]["choices"][0]["message"]["content"]) for row in map_chat(rows, {"transport": "echo"})]
-    [(1, '1'), (2, '2')]
+    >>> [(row["id"], row["response"]["model"], row["attempts"]) for row in map_chat(rows, {"transport": "echo"})]
+    [(1, 'm', 1), (2, 'm', 1)]
     """
     options = sealed(options)
     return running(rows, resolved(options), concurrency, ordered, params_of).rows
@@ -140,10 +140,11 @@ def running(
     begin = partial(row_flow, composed(flows), options, params_of, stopped)
     make = loop_pool if is_async(transport) else thread_pool
 
+    def done(task: Any, got: Any) -> None:
+        results.put((task, got))
+
     def start() -> Pool:
-        return make(
-            begin, transport, lambda task, got: results.put((task, got)), lambda: results.put(NUDGE), concurrency
-        )
+        return make(begin, transport, done, lambda: results.put(NUDGE), concurrency)
 
     def stop() -> None:
         stopped.set()
@@ -205,7 +206,7 @@ def answered(
     ordered: bool,
 ) -> Iterator[Row]:
     """The rows as their results come.  Rows are taken when there is room for them, and never while one can go out."""
-    source, pool = iter(rows), start()
+    source, pool = enumerate(rows), start()
     most, busy = AHEAD * concurrency, 2 * concurrency
     taken = given = out = 0  # rows taken, rows given out or passed over, rows on their way
     held: dict[int, Row | None] = {}  # done, but not yet their turn
@@ -213,21 +214,21 @@ def answered(
     more = True
     try:
         while not stopped.is_set():
-            while held and given in held:
+            while given in held:
                 row = held.pop(given)
                 given += 1
                 if row is not None:
                     yield row
-            room = taken - given < most if ordered else out < most
-            if more and room and out - pool.waiting() < busy and results.empty():
+            room = taken - given < most and out - pool.waiting() < busy and results.empty()
+            if more and room:
                 try:
-                    pool.submit((taken, next(source)))
+                    pool.submit(next(source))
                     taken, out = taken + 1, out + 1
-                    continue
                 except StopIteration:
                     more = False
                 except Exception as exc:
                     more, failure = False, exc
+                continue
             if out == 0 and results.empty():
                 break
             result = results.get()
@@ -236,13 +237,9 @@ def answered(
             out -= 1
             (number, row), got = result
             fatal = fatal_of(got)
-            if fatal is not None:
-                more, failure = False, failure or fatal
-            done = None if isinstance(got, OSError) else outcome(row, got)
-            if ordered:
-                held[number] = done
-            elif done is not None:
-                yield done
+            more, failure = more and fatal is None, failure or fatal
+            number = number if ordered else given + len(held)
+            held[number] = None if isinstance(got, OSError) else outcome(row, got)
     finally:
         stopped.set()
         pool.close()

@@ -15,7 +15,7 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
-from chatfn.middleware import EFFECTS, Flow, Sleep, aperform, perform
+from chatfn.middleware import EFFECTS, Flow, Sleep, adrive_steps, aperform, perform
 from chatfn.spec import AsyncHandler, Handler, Request
 
 JOINED = 5.0  # seconds that a thread is waited for when its map is over
@@ -143,63 +143,45 @@ def sleeper(
 def loop_pool(begin: Begin, handler: AsyncHandler, done: Done, aside: Callable[[], None], size: int) -> Pool:
     """An event loop on a thread of its own, with at most ``size`` requests in flight on an awaitable handler."""
     loop = asyncio.new_event_loop()
-    tasks: set[asyncio.Task[None]] = set()
-    asleep = 0
     gate = asyncio.Semaphore(size)
+    asleep = 0
+
+    async def answer(step: Any) -> Any:
+        nonlocal asleep
+        if type(step) is not Sleep:
+            async with gate:
+                return await (aperform(step) if type(step) in EFFECTS else handler(step))
+        asleep += 1
+        aside()
+        try:
+            return await aperform(step)
+        finally:
+            asleep -= 1
 
     async def run(task: Any) -> None:
-        nonlocal asleep
-        steps = begin(task)
         try:
-            step: Any = next(steps)
-            while True:
-                sleeps = type(step) is Sleep and step.seconds > 0
-                asleep += sleeps
-                if sleeps:
-                    aside()
-                try:
-                    answer = await (aperform(step) if type(step) in EFFECTS else gated(step))
-                except Exception as exc:
-                    step = steps.throw(exc)
-                else:
-                    step = steps.send(answer)
-                finally:
-                    asleep -= sleeps
-        except StopIteration as stop:
-            done(task, stop.value)
+            done(task, await adrive_steps(begin(task), answer))
         except Exception as exc:
             done(task, exc)
-        finally:
-            steps.close()
-
-    async def gated(request: Request) -> Any:
-        async with gate:
-            return await handler(request)
-
-    def start(task: Any) -> None:
-        running = loop.create_task(run(task))
-        tasks.add(running)
-        running.add_done_callback(tasks.discard)
 
     async def end() -> None:
-        for task in tasks:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         await loop.shutdown_asyncgens()
         loop.stop()
+
+    def submit(task: Any) -> None:
+        asyncio.run_coroutine_threadsafe(run(task), loop)
 
     thread = threading.Thread(target=loop.run_forever, name="chatfn-map", daemon=True)
     thread.start()
 
     def close() -> None:
-        ending = asyncio.run_coroutine_threadsafe(end(), loop)
+        asyncio.run_coroutine_threadsafe(end(), loop)
         thread.join(JOINED)
         if not thread.is_alive():
-            ending.cancel()
             loop.close()
 
-    return Pool(lambda task: void(loop.call_soon_threadsafe(start, task)), lambda: asleep, close)
-
-
-def void(value: object) -> None:
-    """``value``, ignored."""
+    return Pool(submit, lambda: asleep, close)
