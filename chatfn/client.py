@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import cache
+from inspect import signature
 from typing import Any, cast
 
 from pyrsistent import PMap, pmap
 from toolz import compose
 
 from chatfn.chunks import collector
-from chatfn.core import NO_OPTIONS, auth_of, completion_of, request_of
+from chatfn.core import NO_OPTIONS, auth_of, completion_of, requester
 from chatfn.errors import ChatError, category_of
 from chatfn.impls import variables_of
+from chatfn.journal import journal
 from chatfn.middleware import is_async
 from chatfn.middleware.call import authorize, redirected, timed, tracing
 from chatfn.middleware.codec import codec
 from chatfn.middleware.retry import retry
 from chatfn.options import CREDENTIALS, check_secret, headers_of, impl_of, nearest, resolve, sealed
 from chatfn.secret import seal
-from chatfn.spec import AsyncHandler, Handler, Json, Middleware, Options, Request, Response
+from chatfn.spec import AsyncHandler, Handler, Json, Middleware, Options, Response
 from chatfn.transports import NETWORK, aclose, close, default_async, named, transport_of
 
-MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap({"retry": retry})
+TABLE: dict[str, Callable[..., Middleware]] = {"journal": journal, "retry": retry}
+MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap(TABLE)
 STACK = (["retry", {"attempts": 3}],)
 
 
@@ -57,7 +61,16 @@ def layer(item: Any) -> Middleware:
         raise ValueError(
             f"unknown middleware {name!r}{nearest(name, MIDDLEWARE)}; known: {', '.join(sorted(MIDDLEWARE))}"
         )
+    for setting in settings:
+        if setting not in settings_of(name):
+            raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, settings_of(name))}")
     return MIDDLEWARE[name](**settings)
+
+
+@cache
+def settings_of(name: str) -> frozenset[str]:
+    """The names of the settings of a middleware of the table."""
+    return frozenset(signature(MIDDLEWARE[name]).parameters) - {"request"}
 
 
 def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
@@ -65,9 +78,22 @@ def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
     return compose(*layers_of(options))(transport)
 
 
+def check_order(items: Any) -> None:
+    """Raise for layers that would undo each other."""
+    names = [None if callable(item) else named(item, "middleware")[0] for item in items]
+    if names.count("journal") > 1:
+        raise ValueError("two journals around one call would wait for each other; name one in the option 'middleware'")
+    if "journal" in names and "retry" in names[: names.index("journal")]:
+        raise ValueError(
+            "a journal inside a retry would take each attempt for a call of its own; "
+            'put "journal" before "retry" in the option \'middleware\''
+        )
+
+
 def layers_of(options: Options) -> list[Middleware]:
     """The layers of a call, outermost first: its clock, its middleware, its credential, trace, codec and redirects."""
     trace = options.get("trace")
+    check_order(options.get("middleware", STACK))
     return [
         timed(),
         *map(layer, options.get("middleware", STACK)),
@@ -119,8 +145,8 @@ def respond_with(options: Options) -> Callable[[Json], Response]:
     if is_async(transport):
         raise ValueError(f"the transport {name!r} is asynchronous; use acreate_chat_completion")
     check_credential(options, name)
-    handler = handler_of(options, transport)
-    return lambda params: cast(Response, handler(request_of(params, options)))
+    handler, request_of = handler_of(options, transport), requester(options)
+    return lambda params: cast(Response, handler(request_of(params)))
 
 
 def aresponder(options: Options | Json = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
@@ -137,9 +163,10 @@ def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
     check_credential(options, name)
     handler = handler_of(options, transport if is_async(transport) else threaded(transport))
 
+    request_of = requester(options)
+
     async def respond(params: Json) -> Response:
-        request: Request = request_of(params, options)
-        return cast(Response, await handler(request))
+        return cast(Response, await handler(request_of(params)))
 
     return respond
 

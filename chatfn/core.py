@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -61,35 +61,44 @@ def build_request(params: Json, options: Options | Json = NO_OPTIONS) -> Request
 
 def request_of(params: Json, options: Options) -> Request:
     """The request map of a chat completion, from resolved options."""
-    if not isinstance(params, Mapping):
-        raise TypeError(f"params are {type(params).__name__}; give a mapping such as {{'model': …, 'messages': […]}}")
+    return requester(options)(params)
+
+
+def requester(options: Options) -> Callable[[Json], Request]:
+    """A function of params to request maps; what follows from the resolved options alone is done once, here."""
     impl = cast(Impl, options["impl"])
     operation = OPERATIONS["create_chat_completion"]
-    data = plain(without(params, *CLIENT_PARAMS), options["surrogates"])
     given = options.get("request", {})
     asked = headers_of(given.get("headers") or {})
-    url = impl["url"](operation, data, options)
-    if given.get("query"):
-        url = with_path(url, urlsplit(url).path, query_of(given["query"]))
-    check_url("the URL", url)
-    stream = bool(data.get("stream"))
-    request: dict[str, Any] = {
+    query = query_of(given.get("query") or {})
+    auth = auth_of(options, asked)
+    common: dict[str, Any] = {
         "operation": "create_chat_completion",
         "method": operation["method"],
-        "url": url,
         "headers": present(merge(JSON_HEADERS, impl["headers"](options), asked)),
-        "body": impl["body"](data, options),
-        "stream": stream,
         "timeout": timeout_of(given.get("timeout")),
-        "deadline": options.get("deadline", None if stream else DEADLINE),
         "bounds": bounds_of(options),
         **present({name: given.get(name) for name in ("proxies", "verify", "cert")}),
+        **({} if auth is None else {"auth": auth}),
     }
-    auth = auth_of(options, asked)
-    if auth is not None:
-        request["auth"] = auth
-    check_exposure(request, options)
-    return cast(Request, request)
+
+    def request(params: Json) -> Request:
+        if not isinstance(params, Mapping):
+            example = "{'model': …, 'messages': […]}"
+            raise TypeError(f"params are {type(params).__name__}; give a mapping such as {example}")
+        data = plain(without(params, *CLIENT_PARAMS), options["surrogates"])
+        url = impl["url"](operation, data, options)
+        if query:
+            url = with_path(url, urlsplit(url).path, query)
+        check_url("the URL", url)
+        stream = bool(data.get("stream"))
+        deadline = options.get("deadline", None if stream else DEADLINE)
+        body = impl["body"](data, options)
+        found = {**common, "url": url, "body": body, "stream": stream, "deadline": deadline}
+        check_exposure(found, options)
+        return cast(Request, found)
+
+    return request
 
 
 def auth_of(options: Options, headers: Json) -> Auth | None:

@@ -20,6 +20,7 @@ from rawserver import STREAM_HEAD, answer, chunked, delta, event, raw_server
 
 import chatfn
 from chatfn import cli
+from chatfn.cli import chat, shown, words
 
 WAIT = 20.0  # seconds that anything may take
 COMMAND = [sys.executable, "-m", "chatfn.cli"]
@@ -88,44 +89,44 @@ def test_values_are_json_if_they_can_be_read_so() -> None:
         "a=2",
         "k=" + "[" * 99_999,
     ]
-    assert cli.params_of(texts) == {
+    assert words.params_of(texts) == {
         "a": 2, "b": 0.5, "c": True, "d": None, "e": {"x": [1]}, "f": "text", "g": "", "h": "a=b", "i": "1", "j": "{",
         "k": "[" * 99_999,
     }  # fmt: skip
     for text in ("a", "=1", ""):
         with pytest.raises(ValueError, match="is no key=value"):
-            cli.param_of(text)
+            words.param_of(text)
 
 
 def test_messages_are_the_systems_the_earlier_ones_and_the_question() -> None:
     system, question = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}
-    assert cli.messages_of("q", "s", EARLIER) == [system, *EARLIER, question]
-    assert cli.messages_of(None, None, EARLIER) == EARLIER
-    assert cli.messages_of("q", None) == [question]
+    assert words.messages_of("q", "s", EARLIER) == [system, *EARLIER, question]
+    assert words.messages_of(None, None, EARLIER) == EARLIER
+    assert words.messages_of("q", None) == [question]
     with pytest.raises(ValueError, match="give a JSON list"):
-        cli.messages_of("q", None, "text")
+        words.messages_of("q", None, "text")
 
 
 def test_the_params_of_a_chat() -> None:
     given = {"messages": EARLIER[:1], "stream": False, "n": 2}
-    assert cli.chat_params(given, "q", None, None, "openai", True) == {
-        "model": cli.OPENAI_MODEL,
+    assert words.chat_params(given, "q", None, None, "openai", True) == {
+        "model": words.OPENAI_MODEL,
         "messages": [*EARLIER[:1], {"role": "user", "content": "q"}],
         "n": 2,
         "stream": True,
     }
-    assert cli.chat_params({"model": "a"}, "q", None, None, "groq", True)["model"] == "a"
-    assert cli.chat_params({"model": "a"}, "q", None, "b", "groq", True)["model"] == "b"
-    assert "model" not in cli.chat_params({}, "q", None, None, "azure", True)
-    with pytest.raises(click.UsageError, match="give --model"):
-        cli.chat_params({}, "q", None, None, "groq", True)
-    with pytest.raises(click.UsageError, match="no question"):
-        cli.chat_params({}, None, "s", None, "openai", True)
+    assert words.chat_params({"model": "a"}, "q", None, None, "groq", True)["model"] == "a"
+    assert words.chat_params({"model": "a"}, "q", None, "b", "groq", True)["model"] == "b"
+    assert "model" not in words.chat_params({}, "q", None, None, "azure", True)
+    with pytest.raises(words.Misused, match="give --model"):
+        words.chat_params({}, "q", None, None, "groq", True)
+    with pytest.raises(words.Misused, match="no question"):
+        words.chat_params({}, None, "s", None, "openai", True)
 
 
 def test_options_are_those_that_are_given() -> None:
     where = {"impl": "azure", "transport": '["replay", {"path": "p"}]', "deployment": None}
-    found: Any = cli.options_of(where)
+    found: Any = words.options_of(where)
     assert found == {"impl": "azure", "transport": ["replay", {"path": "p"}], "surrogates": "replace"}
 
 
@@ -161,9 +162,9 @@ def test_no_question_is_a_usage_error(stdin: bytes) -> None:
 
 def test_a_terminal_as_standard_input_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch, "stdin"):
-        assert cli.standard_input() is None
+        assert chat.standard_input() is None
     monkeypatch.setattr(sys, "stdin", None)
-    assert cli.standard_input() is None
+    assert chat.standard_input() is None
 
 
 def test_a_terminal_is_given_a_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,8 +248,8 @@ def choice(**message: Any) -> dict[str, Any]:
     ],
 )
 def test_a_choice_says_its_content_its_refusal_and_its_calls(found: Any, text: str) -> None:
-    assert cli.answer_of(found) == text
-    assert cli.notes_of({"choices": [found]}) == ([] if text else ["the answer has no text; --json shows all of it"])
+    assert shown.answer_of(found) == text
+    assert shown.notes_of({"choices": [found]}) == ([] if text else ["the answer has no text; --json shows all of it"])
 
 
 @pytest.mark.parametrize("flag", ["--stream", "--no-stream"])
@@ -256,7 +257,7 @@ def test_every_choice_and_every_refusal_is_shown(flag: str, monkeypatch: pytest.
     choices = [choice(refusal="I can not."), {**choice(content="yes"), "index": 1, "finish_reason": "length"}]
     completion = {"object": "chat.completion", "choices": choices}
     made: dict[str, Any] = {"--stream": chatfn.events_of(completion), "--no-stream": completion}
-    monkeypatch.setattr(cli, "create_chat_completion", lambda params, options: made[flag])
+    monkeypatch.setattr(chat, "create_chat_completion", lambda params, options: made[flag])
     status, out, err = run(capsys, "chat", flag, "hi")
     assert (status, out.split("\n")) == (0, ["I can not.", *[""] * (flag != "--stream"), "yes", ""])
     assert err.startswith("chatfn: the answer was cut at its limit of tokens")
@@ -264,8 +265,8 @@ def test_every_choice_and_every_refusal_is_shown(flag: str, monkeypatch: pytest.
 
 def test_malformed_events_show_nothing() -> None:
     for found in ({}, {"choices": None}, {"choices": [None, {"delta": None}, {"delta": {"content": 1}}]}, None):
-        assert cli.pieces_of(found) == ""
-    assert cli.pieces_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
+        assert shown.pieces_of(found) == ""
+    assert shown.pieces_of({"choices": [{"index": 1, "delta": {"content": "b"}}, {"delta": {"content": "a"}}]}) == "a"
 
 
 def test_tokens_are_shown_as_they_come() -> None:
@@ -351,8 +352,8 @@ def test_a_terminal_is_not_told_what_to_do(monkeypatch: pytest.MonkeyPatch, caps
         assert run(capsys, "chat", "--transport", "echo", flag, text)[1] == f"{text}\n"
         with terminal(monkeypatch):
             assert "\x1b" not in run(capsys, "chat", "--transport", "echo", flag, text)[1]
-    assert cli.shown(text, True) == "a\ufffd[2Jb\n\tc\ufffdd"
-    assert cli.json_of("\x9b", "utf-8") == '"\\u009b"'
+    assert shown.shown(text, True) == "a\ufffd[2Jb\n\tc\ufffdd"
+    assert shown.json_of("\x9b", "utf-8") == '"\\u009b"'
 
 
 # Failures.
@@ -438,8 +439,8 @@ def test_a_failure_that_nobody_reads_is_silent(
 
 
 def test_a_failure_without_words_has_its_name() -> None:
-    assert cli.problem_of(ValueError()) == "ValueError"
-    assert cli.problem_of(ValueError("the option 'impl' is 1\x1b[2J")) == "--impl is 1\ufffd[2J"
+    assert shown.problem_of(ValueError()) == "ValueError"
+    assert shown.problem_of(ValueError("the option 'impl' is 1\x1b[2J")) == "--impl is 1\ufffd[2J"
 
 
 def test_version_and_help() -> None:
@@ -485,7 +486,7 @@ def test_serve_says_what_keeps_it_from_serving() -> None:
 
 
 def test_others_may_call_the_embedded_model_but_not_spend_a_key() -> None:
-    assert cli.client_key(None, "0.0.0.0", {"transport": "echo"}) is None
-    assert cli.client_key(None, "localhost", {}) is None
-    with pytest.raises(click.UsageError, match="--key-env"):
-        cli.client_key(None, "0.0.0.0", {})
+    assert words.client_key(None, "0.0.0.0", {"transport": "echo"}) is None
+    assert words.client_key(None, "localhost", {}) is None
+    with pytest.raises(words.Misused, match="--key-env"):
+        words.client_key(None, "0.0.0.0", {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import reduce, wraps
 from inspect import CO_COROUTINE, isawaitable, iscoroutinefunction
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
@@ -30,9 +31,20 @@ class Sleep(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Call a function of no arguments, and await what it returns if that can be awaited."""
+    """Call a function of no arguments, and await what it returns if that can be awaited.  Should it return a
+    ``Stream``, the answer is its events as a body: their iterator, or, in an awaited call, an asynchronous one.
+
+    ``blocks``: whether it may take long, so that one who drives many flows calls it on another thread.
+    """
 
     function: Callable[[], Any]
+    blocks: bool = True
+
+
+class Stream(NamedTuple):
+    """Events that are at hand, and to be the body of a response."""
+
+    events: Iterator[dict[str, Any]]
 
 
 EFFECTS = frozenset({Sleep, Call})
@@ -168,7 +180,7 @@ def perform(step: Request | Sleep | Call) -> Any:
     if isawaitable(answer):
         getattr(answer, "close", bool)()
         raise TypeError("an asynchronous function in a blocking call; use acreate_chat_completion")
-    return answer
+    return answer.events if isinstance(answer, Stream) else answer
 
 
 async def aperform(step: Request | Sleep | Call) -> Any:
@@ -179,7 +191,14 @@ async def aperform(step: Request | Sleep | Call) -> Any:
             await asyncio.sleep(step.seconds)
         return time.monotonic()
     answer = cast(Call, step).function()
+    if isinstance(answer, Stream):
+        return awaited(answer.events)
     return await answer if isawaitable(answer) else answer
+
+
+async def awaited(found: Iterator[E]) -> AsyncIterator[E]:
+    for event in found:
+        yield event
 
 
 def events(steps: StreamFlow, body: Iterator[Any]) -> Iterator[dict[str, Any]]:
@@ -220,16 +239,27 @@ async def aevents(steps: StreamFlow, body: AsyncIterator[Any]) -> AsyncIterator[
 
 
 def tapped(body: Any, add: Callable[[Any], object], end: Callable[[Error | None], object]) -> Any:
-    """A stream of events that shows each to ``add``, and calls ``end`` once, with the error that ended it or None."""
-    return (atap if hasattr(body, "__aiter__") else tap)(body, add, end)
+    """A stream of events that shows each to ``add``, and calls ``end`` once, with the error that ended it or None.
+
+    It is begun, up to its first event, for a generator that never began ends without a word when it is closed.
+    """
+    begun: Any = (atap if hasattr(body, "__aiter__") else tap)(body, add, end)
+    if hasattr(begun, "__anext__"):
+        with suppress(StopIteration):
+            begun.__anext__().send(None)
+    else:
+        next(begun)
+    return begun
 
 
 CLOSED: Error = {"category": "interrupted", "message": "closed by its reader", "status": 0}
+BEGUN: Any = None
 
 
 def tap(body: Iterator[E], add: Callable[[E], object], end: Callable[[Error | None], object]) -> Iterator[E]:
     error: Error | None = CLOSED
     try:
+        yield BEGUN
         for event in body:
             add(event)
             yield event
@@ -247,6 +277,7 @@ async def atap(
 ) -> AsyncIterator[E]:
     error: Error | None = CLOSED
     try:
+        yield BEGUN
         async for event in body:
             add(event)
             yield event

@@ -29,6 +29,8 @@ WHOLE_BYTES = 65_536  # of an answer that should have been a stream
 def codec(request: Request, classify: Classify = category_of) -> Flow:
     """Bytes for the transport and data for the rest, whole or streamed; what is no answer gets its ``error`` here."""
     secrets = secrets_of(request)
+    if request.get("cancelled", bool)():  # nothing new is sent for a caller who has gone
+        return failure("interrupted", "the call was cancelled")
     try:
         response: Response = yield encode(request)
     except OSError as exc:  # of a transport of the caller's own

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from itertools import takewhile
 from queue import SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple, cast
@@ -14,8 +15,9 @@ from toolz import compose
 
 from chatfn.chunks import collector
 from chatfn.client import check_credential, layers_of, resolved
-from chatfn.core import NO_OPTIONS, request_of
+from chatfn.core import NO_OPTIONS, requester
 from chatfn.errors import ChatError
+from chatfn.journal import JournalError
 from chatfn.middleware import Call, Flow, composed, is_async
 from chatfn.options import sealed
 from chatfn.pipeline.pools import Pool, loop_pool, thread_pool
@@ -25,7 +27,7 @@ from chatfn.transports import close, transport_of
 
 AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
 RESULTS = ("response", "error", "attempts", "usage", "cached")
-PULL = 0.25  # seconds between two looks at whether a map that waits for a row has ended
+PULL = 0.05  # seconds between two looks at what is done, while a map waits for its next row
 ENDED = object()
 NUDGE = object()  # tells a map that waits for results to look again
 
@@ -99,8 +101,9 @@ async def amap_chat(
             await asyncio.shield(loop.run_in_executor(thread, close, found))
 
 
-def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Event) -> Iterator[Json]:
-    """The items of an asynchronous iterable, for another thread than that of its ``loop``, until ``ended``."""
+def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Event) -> Iterator[Any]:
+    """The items of an asynchronous iterable, for another thread than that of its ``loop``, until ``ended``; a ``NUDGE``
+    now and then while there is none."""
     source = aiter(rows)
 
     async def pull() -> Any:
@@ -112,6 +115,7 @@ def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Ev
             if ended.is_set():
                 waiting.cancel()
                 return
+            yield NUDGE
         row = waiting.result()
         if row is ENDED:
             return
@@ -131,13 +135,12 @@ def running(
     name = options.get("transport", "requests")
     transport = transport_of(name)
     check_credential(options, name)
-    layers = layers_of(options)
-    flows = [layer.flow for layer in layers if hasattr(layer, "flow")]
-    if len(flows) < len(layers):  # middleware of another make wraps handlers: then the whole stack is one
-        flows, transport = [], compose(*layers)(transport)
+    layers: list[Any] = layers_of(options)
+    flows = [layer.flow for layer in takewhile(lambda layer: hasattr(layer, "flow"), layers)]
+    transport = compose(*layers[len(flows) :])(transport)  # middleware of another make wraps handlers
     stopped = Event()
     results: SimpleQueue[Any] = SimpleQueue()
-    begin = partial(row_flow, composed(flows), options, params_of, stopped)
+    begin = partial(row_flow, composed(flows), requester(options), params_of, stopped)
     make = loop_pool if is_async(transport) else thread_pool
 
     def done(task: Any, got: Any) -> None:
@@ -155,7 +158,7 @@ def running(
 
 def row_flow(
     flow: Callable[[Request], Flow],
-    options: Options,
+    request_of: Callable[[Json], Request],
     params_of: Callable[[Any], Json] | None,
     stopped: Event,
     task: tuple[int, Any],
@@ -163,18 +166,18 @@ def row_flow(
     """The flow of one row: its request, and of a stream what its events fold to."""
     row = task[1]
     params = row["params"] if params_of is None else params_of(row)
-    request: Any = {**request_of(params, options), "cancelled": stopped.is_set}
+    request: Any = {**request_of(params), "cancelled": stopped.is_set}
     if isinstance(row, Mapping) and row.get("sample") is not None:
         request["sample"] = row["sample"]
     response = yield from flow(request)
     body = response["body"]
     if "error" in response or isinstance(body, (dict, bytes, list, str)):
         return response
-    folded: Response = {**response, **(yield Call(partial(fold_body, body)))}
+    folded: Response = {**response, **(yield Call(partial(fold_body, body, stopped)))}
     return folded
 
 
-def fold_body(body: Any) -> Any:
+def fold_body(body: Any, stopped: Event) -> Any:
     """What the events of a stream come to: a ``body``, or an ``error``."""
     if hasattr(body, "__anext__"):
         return afold_body(body)
@@ -182,6 +185,9 @@ def fold_body(body: Any) -> Any:
     try:
         for event in body:
             fold.add(event)
+            if stopped.is_set():
+                close(body)
+                break
     except ChatError as exc:
         return {"body": None, "error": exc.error}
     return {"body": fold.completion()}
@@ -206,7 +212,7 @@ def answered(
     ordered: bool,
 ) -> Iterator[Row]:
     """The rows as their results come.  Rows are taken when there is room for them, and never while one can go out."""
-    source, pool = enumerate(rows), start()
+    source, pool = iter(rows), start()
     most, busy = AHEAD * concurrency, 2 * concurrency
     taken = given = out = 0  # rows taken, rows given out or passed over, rows on their way
     held: dict[int, Row | None] = {}  # done, but not yet their turn
@@ -219,16 +225,20 @@ def answered(
                 given += 1
                 if row is not None:
                     yield row
-            room = taken - given < most and out - pool.waiting() < busy and results.empty()
+            room = taken - given < most and out - pool.waiting() < busy and (results.empty() or out < concurrency)
             if more and room:
+                found: Any = NUDGE
                 try:
-                    pool.submit(next(source))
-                    taken, out = taken + 1, out + 1
+                    found = next(source)
                 except StopIteration:
                     more = False
                 except Exception as exc:
                     more, failure = False, exc
-                continue
+                if found is not NUDGE:
+                    pool.submit((taken, found))
+                    taken, out = taken + 1, out + 1
+                if found is not NUDGE or results.empty():
+                    continue
             if out == 0 and results.empty():
                 break
             result = results.get()
@@ -239,7 +249,7 @@ def answered(
             fatal = fatal_of(got)
             more, failure = more and fatal is None, failure or fatal
             number = number if ordered else given + len(held)
-            held[number] = None if isinstance(got, OSError) else outcome(row, got)
+            held[number] = None if isinstance(got, JournalError) else outcome(row, got)
     finally:
         stopped.set()
         pool.close()
@@ -247,12 +257,12 @@ def answered(
         raise failure
 
 
-def fatal_of(got: Any) -> OSError | None:
+def fatal_of(got: Any) -> JournalError | None:
     """What ends the whole map: a journal that can't be written, before a request was sent or after it was answered."""
-    if isinstance(got, OSError):
+    if isinstance(got, JournalError):
         return got
     unkept = got.get("unkept") if isinstance(got, dict) else None
-    return None if unkept is None else OSError(unkept)
+    return None if unkept is None else JournalError(unkept)
 
 
 def outcome(row: Any, got: Any) -> Row:

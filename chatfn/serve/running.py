@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from chatfn.client import check_credential, handler_of, resolved
-from chatfn.core import request_of
+from chatfn.core import requester
 from chatfn.middleware import is_async
 from chatfn.options import BOUNDS, sealed
 from chatfn.secret import Secret, seal
@@ -42,11 +42,12 @@ def gateway(options: Json | Options) -> Handler:
     if is_async(transport):
         raise ValueError(f"the transport {name!r} is asynchronous; give a blocking one")
     check_credential(whole_options, name)
-    request_of({"model": "model", "messages": []}, whole_options)
+    request_of = requester(whole_options)
+    request_of({"model": "model", "messages": []})
     stack = handler_of(whole_options, transport)
 
     def answer_by_call(request: Request) -> Response:
-        sent = request_of(request["body"], whole_options)
+        sent = request_of(request["body"])
         if "cancelled" in request:
             sent = {**sent, "cancelled": request["cancelled"]}
         return cast(Response, stack(sent))

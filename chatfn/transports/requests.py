@@ -185,11 +185,9 @@ def response_of(answer: Answer, request: Request, attempt: Attempt) -> Response:
         if request["stream"] and good:
             ends = True
             attempt.begin_stream(request.get("due", math.inf))
-            return {
-                "status": answer.status,
-                "headers": head,
-                "body": stream_body(answer, inflate, request, attempt),
-            }
+            stream = stream_body(answer, inflate, request, attempt)
+            next(stream)  # from here on close() gives the connection back, also before the first byte is taken
+            return {"status": answer.status, "headers": head, "body": stream}
         body = whole_body(answer, inflate, request["bounds"]["body"] if good else ERROR_BYTES, good)
         return {"status": answer.status, "headers": head, "body": body}
     except ChatError as exc:
@@ -236,6 +234,7 @@ def stream_body(
     """The decoded bytes as they arrive.  Sent a number of seconds, the rest has to come within them."""
     error: Error | None = None
     try:
+        yield b""
         for piece in decoded(answer, inflate):
             seconds = yield piece
             if seconds is not None:

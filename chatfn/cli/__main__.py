@@ -1,0 +1,5 @@
+"""``python -m chatfn.cli``."""
+
+from chatfn.cli import main
+
+main()

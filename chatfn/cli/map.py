@@ -1,0 +1,134 @@
+"""``chatfn map``: a table in, the same table with answers out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import IO
+
+from chatfn.atom import Atom
+from chatfn.cli.answers import ANSWER, FULL, written_row
+from chatfn.cli.lines import library
+from chatfn.cli.output import whole_file
+from chatfn.cli.progress import Tally, counted, progress, summary_text
+from chatfn.cli.rows import Job, checked, prepared, sources, table_columns
+from chatfn.cli.shown import note
+from chatfn.cli.stopping import Halted, Stop, gate, stoppable, until
+from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table
+from chatfn.cli.words import Misused
+from chatfn.cli.writing import Write, row_writer
+from chatfn.client import STACK
+from chatfn.pipeline import map_chat
+
+SOME_ERRORS = 3  # exit status
+
+
+def journal_of(target: str) -> str | None:
+    """Where the journal of a run is if nobody says; a run whose output is standard output has none."""
+    return None if target == "-" else f"{target}.journal.db"
+
+
+def run_map(job: Job) -> int:
+    """The exit status of a map: 0, or 3 if some rows have no answer, or 128 and the number of a signal.
+
+    Raises ``Misused``, ``ValueError`` and ``OSError``, and then, as after a signal, there is no output.
+    """
+    check_places(job)
+    began = time.monotonic()
+    tally = Atom(Tally())
+    with stoppable() as stop, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the journal ", RuntimeWarning)  # what it says ends the map too
+        try:
+            run_until_done(job, stop, tally)
+        except (Halted, KeyboardInterrupt):
+            if not stop.signals:
+                raise
+            note([f"stopped after {tally.deref().rows:,} rows; {advice(job)}"])
+            return 128 + stop.signals[-1]
+        except (OSError, ValueError) as exc:
+            if tally.deref().rows and not isinstance(exc, BrokenPipeError):
+                exc.add_note(advice(job))
+            raise
+    done = tally.deref()
+    note([summary_text(done, time.monotonic() - began), *notes_on(done, job)])
+    return SOME_ERRORS if done.errors or done.bad else 0
+
+
+def check_places(job: Job) -> None:
+    """Raise if one file would be two things, or is of a form that can't be read or written here."""
+    for form in (format_of(job.source), format_of(job.target)):
+        for package in needs(form):
+            library(package)
+    places = {"IN": job.source, "OUT": job.target, "--journal": job.journal, "--bad": job.bad}
+    seen: dict[str, str] = {}
+    for name, path in places.items():
+        if path not in (None, "-", os.devnull):
+            other = seen.setdefault(os.path.realpath(str(path)), name)
+            if other != name:
+                raise Misused(f"{other} and {name} are the same file: {path}")
+
+
+def advice(job: Job) -> str:
+    if job.journal is None:
+        return "without --journal nothing was kept"
+    return f"what was paid for is in {job.journal}: the same command again goes on from there"
+
+
+def notes_on(tally: Tally, job: Job) -> Iterator[str]:
+    if tally.cut:
+        yield f"{tally.cut:,} answers were cut at their limit of tokens; raise --param max_completion_tokens=…"
+    if tally.errors and job.journal is not None:
+        yield "errors stay as they are when this runs again; --retry-errors sends their rows again"
+
+
+def run_until_done(job: Job, stop: Stop, tally: Atom[Tally]) -> None:
+    """Read, send, write.  The files take their places when all is done, and not before."""
+    with ExitStack() as files:
+        out = files.enter_context(whole_file(job.target))
+        bad = None if job.bad is None else files.enter_context(whole_file(job.bad))
+        twice = is_regular(job.source)
+        total = checked(job, stop) if twice else None
+        table = files.enter_context(opened_table(job.source))
+        columns = table_columns(job, table)
+        folder = os.path.dirname(os.path.realpath(job.target))
+        results = FULL if job.full else ANSWER
+        write = files.enter_context(row_writer(out, format_of(job.target), columns, results, folder))
+        rows = sources(until(stop, prepared(job, table), not twice), job, bad, tally)
+        with progress(tally.deref, total, sys.stderr):
+            answer_rows(job, stop, rows, flushed(write, out) if job.target == "-" else write, tally)
+        if stop.signals:
+            raise Halted
+
+
+def flushed(write: Write, file: IO[bytes]) -> Write:
+    def function(row: Row) -> None:
+        write(row)
+        file.flush()
+
+    return function
+
+
+def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: Atom[Tally]) -> None:
+    """Send the rows and write their answers.  If one can't be written nothing more is sent; what is in flight is
+    waited for, since it is paid for."""
+    failure: Exception | None = None
+    journal = (
+        []
+        if job.journal is None
+        else [["journal", {"path": job.journal, "errors": "resend" if job.retry_errors else "keep"}]]
+    )
+    options = {**job.options, "middleware": [gate(stop.event.is_set), *journal, *STACK]}
+    for row in map_chat(rows, options, concurrency=job.concurrency):
+        if not stop.event.is_set():
+            try:
+                write(written_row(row, job.full, job.parse))
+                tally.swap(counted, row)
+            except (OSError, ValueError) as exc:
+                failure = exc
+                stop.event.set()
+    if failure is not None:
+        raise failure

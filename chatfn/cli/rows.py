@@ -1,0 +1,110 @@
+"""The rows that a map takes: read, checked before anything is sent, and named by their lines when they are bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
+
+from chatfn.atom import Atom
+from chatfn.cli.progress import Tally
+from chatfn.cli.shown import note, shown
+from chatfn.cli.stopping import Halted, Stop, until
+from chatfn.cli.table import Bad, Good, Row, Table, format_of, opened_table
+from chatfn.cli.template import Template, check_columns
+from chatfn.cli.words import Misused
+from chatfn.cli.writing import json_line, json_text
+from chatfn.client import resolved
+from chatfn.core import request_of
+from chatfn.options import sealed
+from chatfn.spec import Json, Options
+
+NAMED = 10  # bad lines that are named before the rest is counted
+
+
+class Job(NamedTuple):
+    source: str
+    target: str
+    params_of: Callable[[Json], Json]
+    options: Options
+    templates: tuple[Template, ...] = ()
+    journal: str | None = None
+    retry_errors: bool = False
+    concurrency: int = 16
+    limit: int | None = None
+    full: bool = False
+    parse: bool = False  # answers are JSON
+    bad: str | None = None
+
+
+def table_columns(job: Job, table: Table) -> Any:
+    """The columns of a table, if it has its own; raises ``Misused`` for a template that names another."""
+    for template in job.templates:
+        if table.columns is not None:
+            check_columns(template, table.columns)
+    same = format_of(job.source).kind != "parquet" or format_of(job.target).kind == "parquet"
+    return table.columns if same or table.columns is None else dict.fromkeys(table.columns, "text")
+
+
+def prepared(job: Job, table: Table) -> Iterator[Row | Bad]:
+    """The rows of a table as a map takes them, or what is wrong with them; with a limit, so many good ones."""
+    left = job.limit
+    for item in table.rows if left != 0 else ():
+        made = item if isinstance(item, Bad) else with_params(job, item)
+        yield made
+        if left is not None and not isinstance(made, Bad):
+            left -= 1
+            if not left:
+                return
+
+
+def with_params(job: Job, item: Good) -> Row | Bad:
+    try:
+        params = job.params_of(item.row)
+    except Misused:
+        raise
+    except ValueError as exc:
+        return Bad(item.line, str(exc), json_text(item.row).decode())
+    return {"row": item.row, "params": params, **sample_of(item.row)}
+
+
+def sample_of(row: Row) -> Json:
+    """The number that makes several calls of one request; a column of that name may hold anything else."""
+    sample = row.get("sample")
+    whole = isinstance(sample, int) or (isinstance(sample, str) and sample.isdecimal())
+    return {"sample": int(sample)} if sample is not None and whole else {}
+
+
+def checked(job: Job, stop: Stop) -> int:
+    """How many good rows there are, all of them looked at, before anything is sent; raises if any is bad."""
+    good, bad = 0, []
+    with opened_table(job.source) as table:
+        table_columns(job, table)
+        for made in until(stop, prepared(job, table), False):
+            if not isinstance(made, Bad):
+                good += 1
+                if good == 1:
+                    request_of(made["params"], resolved(sealed(job.options)))
+            elif job.bad is None:
+                bad.append(named(job, made))
+    if bad:
+        note(bad[:NAMED])
+        raise ValueError(f"{len(bad):,} bad lines, nothing was sent; mend them, or give --bad FILE for them to go to")
+    if stop.signals:
+        raise Halted
+    return good
+
+
+def named(job: Job, bad: Bad) -> str:
+    return shown(f"{job.source}, line {bad.line}: {bad.error}", True)
+
+
+def sources(items: Iterator[Row | Bad], job: Job, bad: IO[bytes] | None, tally: Atom[Tally]) -> Iterator[Row]:
+    """The good rows; the bad ones go to their file, or end the map."""
+    for made in items:
+        if not isinstance(made, Bad):
+            yield made
+        elif bad is None:
+            raise ValueError(f"{named(job, made)}; give --bad FILE for such lines to go to")
+        else:
+            json_line(bad, made._asdict())
+            tally.swap(lambda now: now._replace(bad=now.bad + 1))

@@ -1,0 +1,149 @@
+"""Shells of click: options that commands share, ``chatfn map`` and ``chatfn journal``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chatfn.cli.journal import show_journal
+from chatfn.cli.map import journal_of, run_map
+from chatfn.cli.rows import Job
+from chatfn.cli.template import params_maker, response_format_of, template_of
+from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, options_of, params_of
+from chatfn.impls import IMPLS
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """What is misused as click says it, with the command's usage and status 2."""
+    try:
+        yield
+    except Misused as exc:
+        problem = str(exc)
+    else:
+        return
+    raise click.UsageError(problem)
+
+
+def params_option(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        return params_of(texts)
+    except ValueError as exc:
+        problem = str(exc)
+    raise click.BadParameter(problem)
+
+
+CONNECTION = (
+    click.option("--impl", type=click.Choice(sorted(IMPLS)), default="openai", show_default=True, help="Whose API."),
+    click.option(
+        "--transport",
+        metavar="NAME",
+        help="What sends: requests (default), echo (a model in the process), or a name with its settings as JSON: "
+        """'["replay", {"path": "calls.jsonl"}]'.""",
+    ),
+    click.option("--api-endpoint", metavar="URL", help="Where the API is; else --impl or the environment says."),
+    click.option("--deployment", metavar="NAME", help="Azure: the deployment."),
+    click.option("--api-version", metavar="VERSION", help="Azure: the version of the API, dated or v1."),
+)
+
+
+def connection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with the options that both have."""
+    return reduce(lambda known, option: option(known), reversed(CONNECTION), command)
+
+
+def param_option(more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = f"Any parameter of the API, as JSON if it can be read so, else as text; may be repeated. {more}"
+    return click.option("--param", "given", multiple=True, metavar="KEY=VALUE", callback=params_option, help=text)
+
+
+@click.command("map")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option("--prompt", metavar="TEXT", help="What each row asks, with its values where a {column} stands.")
+@click.option("--system", metavar="TEXT", help="A system message, before all others; may have {column}s too.")
+@click.option("--model", help=f"The model; {OPENAI_MODEL} if --impl is openai and neither this nor a row names one.")
+@param_option("Goes over what a row says.")
+@click.option(
+    "--schema", metavar="FILE", help="A JSON Schema that answers are to fit; they are then JSON, and no text."
+)
+@click.option("--journal", metavar="FILE", help="The memory of the run (default: OUT.journal.db; of OUT - none).")
+@click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Calls in flight.")
+@click.option("--retry-errors", is_flag=True, help="Send rows again that the journal has errors of.")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="The first N rows only.")
+@click.option("--full", is_flag=True, help="Write each row's whole response or error, and its usage.")
+@click.option("--bad", metavar="FILE", help="Where lines go that can't be read; without it they stop the run.")
+@connection
+def map_command(
+    source: str,
+    target: str,
+    prompt: str | None,
+    system: str | None,
+    model: str | None,
+    given: dict[str, Any],
+    schema: str | None,
+    journal: str | None,
+    retry_errors: bool,
+    **rest: Any,
+) -> int:
+    """Ask for every row of IN, and write the rows to OUT with an answer, or an error, each.
+
+    IN and OUT are JSON lines, CSV or Parquet by the ending of their names (.jsonl, .csv, .tsv, .parquet), packed if
+    .gz or .zst follows; - is standard input or output, as JSON lines. A row asks what --prompt says, or it has a
+    column "params" (the JSON body of the API) or "messages". In --prompt and --system {column} stands for the value
+    of a column, {{ and }} for braces; no code runs from them.
+
+    OUT appears whole, in the order of IN, or not at all. Every call is in the journal before it is sent, so that the
+    same command again goes on where a run ended, and pays for nothing twice; of a run that is done it sends nothing.
+    The first Ctrl-C or SIGTERM waits for the calls in flight, the second does not.
+
+    Exit status: 0 if every row has an answer, 3 if some have an error or could not be read, 1 if there is no OUT, 2 if
+    the command can't be meant, 128 and the number of the signal that stopped it (130, 143).
+    """
+    with as_usage():
+        asked, said = [None if text is None else template_of(text) for text in (prompt, system)]
+        where = {name: rest.pop(name) for name in ("impl", "transport", "api_endpoint", "deployment", "api_version")}
+        form = {} if schema is None else {"response_format": schema_format(schema)}
+        named = model or given.get("model")
+        params = {**given, **form, **({} if named is None else {"model": named})}
+        job = Job(
+            source,
+            target,
+            params_maker(asked, said, params, partial(default_model, where["impl"])),
+            options_of(where),
+            templates=tuple(template for template in (asked, said) if template is not None),
+            journal=journal or journal_of(target),
+            retry_errors=retry_errors,
+            parse=schema is not None,
+            **rest,
+        )
+        return run_map(job)
+
+
+def schema_format(path: str) -> dict[str, Any]:
+    try:
+        return response_format_of(Path(path).read_text(encoding="utf-8-sig"), os.path.basename(path).partition(".")[0])
+    except ValueError as exc:
+        problem = f"{path}: {exc}"
+    raise ValueError(problem)
+
+
+@click.command("journal")
+@click.argument("path", metavar="FILE", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@click.option(
+    "--export",
+    metavar="OUT",
+    help="Write JSON lines of params and completion; - is standard output.",
+)
+@click.option("--sql", is_flag=True, help="Print the SQL schema of journals; needs no FILE.")
+def journal_command(path: str | None, as_json: bool, export: str | None, sql: bool) -> None:
+    """Show what the journal FILE knows: calls, answers, errors, calls whose outcome is not known, tokens, times."""
+    with as_usage():
+        show_journal(path, as_json, export, sql)

@@ -1,0 +1,44 @@
+"""The memory of calls: each is paid for once, and all of them are in one SQLite file.
+
+A request has a key (``key``), a file has its calls (``files``, ``store``, ``rows``), and the layer around a call
+(``flow``) writes its intent before the send and its outcome after it.  Whole, good answers are given again from the
+file; errors are kept, and sent again.  ``locks`` knows who is alive, ``report`` what a file holds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from chatfn.journal.key import canonical, request_key
+from chatfn.spec import Middleware
+
+__all__ = ["JournalError", "canonical", "journal", "request_key"]
+
+
+class JournalError(OSError):
+    """A journal that can't be read or written any more: a full disk, a damaged file."""
+
+
+def journal(
+    path: str | os.PathLike[str],
+    *,
+    sync: Literal["normal", "full"] = "normal",
+    errors: Literal["resend", "keep"] = "resend",
+) -> Middleware:
+    """Middleware that answers a call from the journal at ``path``, or sends it and keeps what came of it.
+
+    The file is made if there is none.  Equal calls in flight, on threads, in tasks or in other processes on the same
+    file, are sent once.  ``sync``: "normal" is safe against the end of the process at any moment, "full" against that
+    of the power too, at a flush to the disk for every write.  ``errors``: "resend" a call that failed, or "keep" its
+    last error for an answer.
+    Raises ``ValueError`` for a path that can't be a journal, ``JournalError`` when a write fails before the send.  If
+    one fails after it, the response comes with the reason as ``unkept``, and a ``RuntimeWarning``.
+    """
+    for name, value, known in (("sync", sync, ("normal", "full")), ("errors", errors, ("resend", "keep"))):
+        if value not in known:
+            raise ValueError(f"the journal's {name!r} is {value!r}; give {known[0]!r} or {known[1]!r}")
+    from chatfn.journal.flow import journaled  # at its first use: sqlite3 is slow to import
+    from chatfn.journal.store import store_of
+
+    return journaled(store_of(path, sync == "full"), errors == "keep")

@@ -1,0 +1,149 @@
+"""The journal as a layer around the call: intent before the send, outcome after it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from chatfn.chunks import collector
+from chatfn.errors import failure
+from chatfn.journal.key import request_key
+from chatfn.journal.rows import Answer, answer_outcome, error_outcome
+from chatfn.journal.store import Claim, Held, Store
+from chatfn.middleware import CLOSED, Call, Flow, Sleep, Stream, middleware, tapped
+from chatfn.plain import without
+from chatfn.secret import mask, secrets_of
+from chatfn.spec import Error, Json, Request, Response
+from chatfn.unfold import events_of
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.005, 0.25  # seconds between two looks at a call that another has in flight
+STUCK = 1.0  # seconds to wait for a stream that the waiting task itself would have to read
+
+
+@middleware
+def journaled(request: Request, store: Store, keep_errors: bool = False) -> Flow:
+    """The answer that the store has; or the response, which it has from then on."""
+    claim = Call(partial(store.claim, request_key(request), request, keep_errors), blocks=False)
+    found: Answer | Claim | Held = yield claim
+    wait, waited, due = SHORTEST_WAIT, 0.0, request.get("due")
+    while isinstance(found, Held):
+        if waited >= STUCK and found.reader == whoever():
+            return unsent("conflict", "an equal call is open as a stream here: read it to its end, or close it, first")
+        now: float = yield Sleep(wait)
+        if due is not None and now >= due:
+            return unsent("interrupted", "an equal call in flight did not end within the deadline")
+        waited, wait = waited + wait, min(2 * wait, LONGEST_WAIT)
+        found = yield claim
+    if isinstance(found, Claim):
+        return (yield from sent(request, store, found))
+    return (yield from answered(request, found))
+
+
+def sent(request: Request, store: Store, claim: Claim) -> Flow:
+    """Send a claimed call, and keep what comes of it."""
+    try:
+        response: Response = yield request
+    except BaseException as exc:  # the end of the flow included: its caller went away
+        abandon(request, store, claim, exc)
+        raise
+    body = response["body"]
+    if "error" not in response and (hasattr(body, "__next__") or hasattr(body, "__anext__")):
+        claim.reader = whoever()
+        fold = collector()
+
+        def add(event: dict[str, Any]) -> None:
+            claim.reader = whoever()
+            fold.add(event)
+
+        return {**response, "body": tapped(body, add, partial(ended, request, store, claim, response, fold))}
+    problem = yield Call(partial(kept, store, claim, response, body), blocks=False)
+    return response if problem is None else cast(Response, {**response, "unkept": problem})
+
+
+def ended(request: Request, store: Store, claim: Claim, response: Response, fold: Any, error: Error | None) -> None:
+    """Keep what a stream came to."""
+    if error is None:
+        kept(store, claim, response, fold.completion())
+    elif error is CLOSED:
+        abandon(request, store, claim, None, fold.completion())
+    else:
+        partial_of: Error = {"partial": fold.completion(), **error}
+        kept(store, claim, {**response, "error": partial_of}, None)
+
+
+def kept(store: Store, claim: Claim, response: Response, body: Any) -> str | None:
+    """Keep a response; what went wrong with that, for the response itself must not get lost."""
+    attempts = response.get("attempts", 1)
+    try:
+        if "error" in response:
+            outcome = error_outcome("failed", response["error"], attempts)
+        else:
+            outcome = answer_outcome(body, response["status"], attempts)
+        store.settle(claim, outcome)
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as exc:
+        problem = str(exc) if isinstance(exc, OSError) else f"the journal {store.path} can't hold the answer: {exc}"
+    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    return problem
+
+
+def abandon(
+    request: Request, store: Store, claim: Claim, exc: BaseException | None, partial_body: Json | None = None
+) -> None:
+    """Note that nobody knows what came of a call."""
+    error: dict[str, Any] = dict(CLOSED)
+    if isinstance(exc, Exception):
+        error = {"category": "fault", "message": mask(f"{type(exc).__name__}: {exc}"[:2_000], secrets_of(request))}
+    if partial_body is not None:
+        error["partial"] = partial_body
+    try:
+        store.settle(claim, error_outcome("unknown", error, None))
+    except (OSError, ValueError) as problem:  # the row says "sent", which comes to the same when its claim is gone
+        warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+
+
+def answered(request: Request, found: Answer) -> Flow:
+    """The response of a call that the store has the outcome of."""
+    if found.completion is None:
+        error = cast(Error, found.error)
+        old: Response = {"status": error.get("status", 0), "headers": {}, "body": None, "error": error}
+        return {**old, "attempts": found.attempts, "cached": True}
+    body: Any = found.completion
+    if request["stream"]:
+        body = yield Call(partial(Stream, spelled(body, request["body"])), blocks=False)
+    return {"status": 200, "headers": {}, "body": body, "attempts": 0, "cached": True}
+
+
+def spelled(completion: dict[str, Any], body: Any) -> Iterator[dict[str, Any]]:
+    """The events of a completion.  Unless an event of its own was asked for, the last one brings the usage too, for
+    there are readers who look for a choice in each."""
+    usage = completion.get("usage")
+    options = body.get("stream_options") if isinstance(body, dict) else None
+    if usage is None or (isinstance(options, dict) and options.get("include_usage")):
+        yield from events_of(completion)
+        return
+    last: dict[str, Any] | None = None
+    for event in events_of(without(completion, "usage")):
+        if last is not None:
+            yield last
+        last = event
+    if last is not None:
+        yield {**last, "usage": usage}
+
+
+def unsent(category: Any, message: str) -> Response:
+    return {**failure(category, message), "attempts": 0}
+
+
+def whoever() -> object:
+    """Who is running: a task, or a thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        with suppress(RuntimeError):  # no loop runs here
+            return asyncio.current_task() or threading.get_ident()
+    return threading.get_ident()
