@@ -199,14 +199,16 @@ def loop_pool(  # noqa: C901  # as above
     def submit(task: Any) -> None:
         asyncio.run_coroutine_threadsafe(run(task), loop)
 
-    thread = threading.Thread(target=loop.run_forever, name="chatfn-map", daemon=True)
+    def run_loop() -> None:
+        loop.run_forever()
+        loop.close()
+
+    thread = threading.Thread(target=run_loop, name="chatfn-map", daemon=True)
     thread.start()
 
     def close() -> None:
         asyncio.run_coroutine_threadsafe(end(), loop)
         if thread is not threading.current_thread():
             thread.join(JOINED)
-        if not thread.is_alive():
-            loop.close()
 
     return Pool(submit, lambda: asleep, close)
