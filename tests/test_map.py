@@ -929,13 +929,14 @@ def test_what_fails_at_once_is_not_sent_again_after_the_end(pool: str) -> None:
 
 @pools
 def test_an_endless_stream_of_a_caller_s_own_transport_ends_with_the_map(pool: str) -> None:
-    closed = threading.Event()
+    begun, closed = threading.Event(), threading.Event()
     piece = event(delta("a"))
     head = {"status": 200, "headers": {"content-type": "text/event-stream"}}
 
     def body() -> Iterator[bytes]:
         try:
             while True:
+                begun.set()
                 time.sleep(0.001)
                 yield piece
         finally:
@@ -944,6 +945,7 @@ def test_an_endless_stream_of_a_caller_s_own_transport_ends_with_the_map(pool: s
     async def abody() -> AsyncIterator[bytes]:
         try:
             while True:
+                begun.set()
                 await asyncio.sleep(0.001)
                 yield piece
         finally:
@@ -958,6 +960,7 @@ def test_an_endless_stream_of_a_caller_s_own_transport_ends_with_the_map(pool: s
     rows = [row_for(0), {"params": params_for(1, stream=True)}]
     found = map_chat(rows, {"transport": asend if pool == "loop" else send}, concurrency=2)
     assert next(found)["id"] == 0
+    assert begun.wait(5)
     began = time.monotonic()
     found.close()
     assert time.monotonic() - began < 1.0

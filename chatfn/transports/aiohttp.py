@@ -194,6 +194,7 @@ async def response_of(answer: aiohttp.ClientResponse, request: Request, attempt:
             lasts = True
             attempt.begin_stream(request.get("due", math.inf))
             body = stream_body(answer, inflate, request, attempt)
+            await anext(body)  # from here on aclose() closes the connection, also before the first byte is taken
             return {"status": answer.status, "headers": head, "body": body}
         attempt.until = min(attempt.until, time.monotonic() + attempt.silence)  # what is no stream has its time in all
         limit = request["bounds"]["body"] if good else ERROR_BYTES
@@ -275,6 +276,7 @@ async def stream_body(
     error: Error | None = None
     ended = False
     try:
+        yield b""
         while not ended:
             data = await some(answer, attempt)
             ended = not data
