@@ -159,15 +159,16 @@ def loop_pool(  # noqa: C901  # as above
 
     async def answer(step: Any) -> Any:
         nonlocal asleep
-        if type(step) is not Sleep:
-            async with gate:
-                return await guarded(aperform(step) if type(step) in EFFECTS else handler(step))
+        if type(step) is not Sleep or step.seconds <= 0:
+            return await guarded(aperform(step) if type(step) in EFFECTS else handler(step))
         asleep += 1
+        gate.release()  # one who waits to be sent again leaves its place to another
         aside()
         try:
             return await aperform(step)
         finally:
             asleep -= 1
+            await gate.acquire()
 
     async def guarded(answer: Awaitable[Any]) -> Any:
         try:
@@ -181,10 +182,11 @@ def loop_pool(  # noqa: C901  # as above
         raise problem
 
     async def run(task: Any) -> None:
-        try:
-            done(task, await adrive_steps(begin(task), answer))
-        except Exception as exc:
-            done(task, exc)
+        async with gate:
+            try:
+                done(task, await adrive_steps(begin(task), answer))
+            except Exception as exc:
+                done(task, exc)
 
     async def end() -> None:
         nonlocal ended
