@@ -7,15 +7,16 @@ map, or, within a stream, a ``ChatError`` from the iterator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import isawaitable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrsistent import PMap, pmap
 
 from chatfn.options import nearest
+from chatfn.spec import Request, Response
 
 TRANSPORTS: PMap[str, str] = pmap(
     {
@@ -29,6 +30,23 @@ TRANSPORTS: PMap[str, str] = pmap(
 )
 MAKERS = frozenset({"record", "replay", "scripted"})  # functions of settings that return a transport
 NETWORK = frozenset({"requests", "aiohttp"})  # these need a credential
+Done = Callable[[Response | None, Exception | None], object]  # a response map, or what was raised in place of one
+CallDone = Callable[[Any, Exception | None], object]
+
+
+class Driver(NamedTuple):
+    """What carries many requests at once for one thread, which calls ``wait`` again and again.
+
+    A transport that can carry them without threads has a function ``driver`` that makes one.  Every ``done`` is called
+    once, inside ``wait``, and not at all after ``close``.
+    """
+
+    send: Callable[[Request, Done], None]  # begin to send a request map
+    call: Callable[[Callable[[], Any], CallDone], None]  # begin to call a function that may block
+    wait: Callable[[float | None], None]  # work until something is done, ``wake`` is called, or so many seconds are over
+    wake: Callable[[], None]  # make ``wait`` return, from any thread
+    now: Callable[[], float]  # the time, in seconds of a monotonic clock
+    close: Callable[[], None]  # end what is in flight
 
 
 def transport_of(option: Any) -> Any:
