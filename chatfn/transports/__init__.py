@@ -43,7 +43,7 @@ class Driver(NamedTuple):
 
     send: Callable[[Request, Done], None]  # begin to send a request map
     call: Callable[[Callable[[], Any], CallDone], None]  # begin to call a function that may block
-    wait: Callable[[float | None], None]  # work until something is done, ``wake`` is called, or so many seconds are over
+    wait: Callable[[float | None], None]  # work until something is done, ``wake`` is called, or the seconds are over
     wake: Callable[[], None]  # make ``wait`` return, from any thread
     now: Callable[[], float]  # the time, in seconds of a monotonic clock
     close: Callable[[], None]  # end what is in flight
