@@ -1,9 +1,10 @@
 """Middleware: handler to handler, each written once, as a flow, for blocking and awaitable handlers alike.
 
 A *flow* is a generator over effects.  It yields a request map (send this: it is answered with the response map), a
-``Sleep`` (wait: answered with the time afterwards) or a ``Call`` (call this function: answered with what it returns,
-awaited if need be), and returns the response map.  It does no I/O and reads no clock, so it is tested with ``next`` and
-``send``.  ``@middleware`` lifts a flow into Ring middleware; the drivers below are all that knows of sync and async.
+``Sleep`` (wait: answered with the time afterwards), a ``Call`` (call this function: answered with what it returns,
+awaited if need be) or a ``Together`` (the same for many flows at once), and returns the response map.  It does no I/O
+and reads no clock, so it is tested with ``next`` and ``send``.  ``@middleware`` lifts a flow into Ring middleware; the
+drivers below are all that knows of sync and async.
 """
 
 from __future__ import annotations
@@ -41,14 +42,27 @@ class Call(NamedTuple):
     blocks: bool = True
 
 
+class Together(NamedTuple):
+    """Call a function of a list of items, which returns a list: the answer is what it has for this ``item``; if that is
+    an exception, it is raised.  One who drives many flows calls it once for all that are due."""
+
+    function: Callable[[list[Any]], list[Any]]
+    item: Any
+
+
+class WoundDown(Exception):
+    """Raised in a flow in place of what it waits for, when nothing more is to be sent: it returns what it has."""
+
+
 class Stream(NamedTuple):
     """Events that are at hand, and to be the body of a response."""
 
     events: Iterator[dict[str, Any]]
 
 
-EFFECTS = frozenset({Sleep, Call})
-Flow = Generator[Request | Sleep | Call, Any, Response]
+EFFECTS = frozenset({Sleep, Call, Together})
+Step = Request | Sleep | Call | Together
+Flow = Generator[Step, Any, Response]
 StreamFlow = Generator[list[dict[str, Any]] | Sleep | Call, Any, None]
 
 
@@ -148,14 +162,9 @@ def drive(steps: Flow, handler: Callable[[Request], Response]) -> Response:
 async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]]) -> Response:
     """The response of a flow on an awaitable handler."""
 
-    async def answer(step: Request | Sleep | Call) -> Any:
+    async def answer(step: Step) -> Any:
         return await (aperform(step) if type(step) in EFFECTS else handler(cast(Request, step)))
 
-    return await adrive_steps(steps, answer)
-
-
-async def adrive_steps(steps: Flow, answer: Callable[[Request | Sleep | Call], Awaitable[Any]]) -> Response:
-    """The response of a flow whose every step is answered by ``answer``."""
     try:
         step = next(steps)
         while True:
@@ -171,11 +180,13 @@ async def adrive_steps(steps: Flow, answer: Callable[[Request | Sleep | Call], A
         steps.close()
 
 
-def perform(step: Request | Sleep | Call) -> Any:
+def perform(step: Step) -> Any:
     if isinstance(step, Sleep):
         if step.seconds > 0:
             time.sleep(step.seconds)
         return time.monotonic()
+    if isinstance(step, Together):
+        return alone(step)
     answer = cast(Call, step).function()
     if isawaitable(answer):
         getattr(answer, "close", bool)()
@@ -183,13 +194,23 @@ def perform(step: Request | Sleep | Call) -> Any:
     return answer.events if isinstance(answer, Stream) else answer
 
 
-async def aperform(step: Request | Sleep | Call) -> Any:
+def alone(step: Together) -> Any:
+    """The answer to a flow that nobody else's is gathered with."""
+    (answer,) = step.function([step.item])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+async def aperform(step: Step) -> Any:
     if isinstance(step, Sleep):
         if step.seconds > 0:
             import asyncio  # here, for it doubles the time of ``import chatfn``
 
             await asyncio.sleep(step.seconds)
         return time.monotonic()
+    if isinstance(step, Together):
+        return alone(step)
     answer = cast(Call, step).function()
     if isinstance(answer, Stream):
         return awaited(answer.events)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import cast
 
 from chatfn.errors import RETRYABLE
-from chatfn.middleware import Flow, Sleep, middleware
+from chatfn.middleware import Flow, Sleep, WoundDown, middleware
 from chatfn.spec import Error, Request, Response
+from chatfn.usage import Paid, paid_of, with_paid
 
 
 def backoff(
@@ -54,14 +56,22 @@ def retry(
     """At most ``attempts`` attempts, each after an exponential wait of ``base`` to ``cap`` seconds with full jitter.
 
     A wait that the server names is taken as it is, unless it is over ``longest``; no wait passes the deadline.
-    A stream is sent again only while none of its bytes has arrived.
+    A stream is sent again only while none of its bytes has arrived.  What failed attempts used is in the response too,
+    as ``paid`` and in ``usage``.
     """
     made, due = 0, request.get("due")
-    for attempt in range(1, attempts + 1):
-        response: Response = yield {**request, "attempt": made + 1}
-        made += response.get("attempts", 1)
-        wait = backoff(attempt, response.get("error"), jitter(), attempts=attempts, base=base, cap=cap, longest=longest)
-        if wait is None or (due is not None and (yield Sleep(0)) + wait >= due):
-            break
-        yield Sleep(wait)
-    return {**response, "attempts": made}
+    paid: list[Paid] = []
+    response: Response | None = None
+    try:
+        for attempt in range(1, attempts + 1):
+            response = yield {**request, "attempt": made + 1}
+            made += response.get("attempts", 1)
+            error = response.get("error")
+            wait = backoff(attempt, error, jitter(), attempts=attempts, base=base, cap=cap, longest=longest)
+            if wait is None or (due is not None and (yield Sleep(0)) + wait >= due):
+                break
+            yield Sleep(wait)
+    except WoundDown:
+        if response is None:
+            raise
+    return cast(Response, {**cast(Response, response), "attempts": made})

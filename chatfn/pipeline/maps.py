@@ -18,9 +18,10 @@ from chatfn.client import check_credential, layers_of, resolved
 from chatfn.core import NO_OPTIONS, requester
 from chatfn.errors import ChatError
 from chatfn.journal import JournalError
-from chatfn.middleware import Call, Flow, composed, is_async
+from chatfn.middleware import Call, Flow, WoundDown, composed
 from chatfn.options import sealed
-from chatfn.pipeline.pools import Pool, loop_pool, thread_pool
+from chatfn.pipeline.drivers import driver_of
+from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.plain import without
 from chatfn.spec import Error, Json, Options, Request, Response
 from chatfn.transports import close, transport_of
@@ -35,10 +36,11 @@ Row = dict[str, Any]
 
 
 class Running(NamedTuple):
-    """A map in progress: its rows, and the function that ends it from another thread."""
+    """A map in progress: its rows, and the functions that end it from another thread."""
 
     rows: Iterator[Row]
-    stop: Callable[[], None]
+    stop: Callable[[], None]  # at once
+    wind_down: Callable[[], None]  # send nothing more; rows in flight still come out
 
 
 def map_chat(
@@ -90,7 +92,7 @@ async def amap_chat(
     loop = asyncio.get_running_loop()
     ended = Event()
     source = pulled(rows, loop, ended) if isinstance(rows, AsyncIterable) else rows
-    found, stop = running(source, whole, concurrency, ordered, params_of)
+    found, stop, _ = running(source, whole, concurrency, ordered, params_of)
     with ThreadPoolExecutor(1, "chatfn-map-rows") as thread:
         try:
             while (row := await loop.run_in_executor(thread, next, found, ENDED)) is not ENDED:
@@ -138,22 +140,24 @@ def running(
     layers: list[Any] = layers_of(options)
     flows = [layer.flow for layer in takewhile(lambda layer: hasattr(layer, "flow"), layers)]
     transport = compose(*layers[len(flows) :])(transport)  # middleware of another make wraps handlers
-    stopped = Event()
+    stopped, ending = Event(), Event()
     results: SimpleQueue[Any] = SimpleQueue()
     begin = partial(row_flow, composed(flows), requester(options), params_of, stopped)
-    make = loop_pool if is_async(transport) else thread_pool
-
-    def done(task: Any, got: Any) -> None:
-        results.put((task, got))
+    threaded = not getattr(transport, "inline", False)
 
     def start() -> Pool:
-        return make(begin, transport, done, lambda: results.put(NUDGE), concurrency)
+        driver = driver_of(transport, concurrency)
+        return pool_of(begin, driver, results.put, lambda: results.put(NUDGE), concurrency, threaded=threaded)
 
     def stop() -> None:
         stopped.set()
         results.put(NUDGE)
 
-    return Running(answered(rows, start, results, stopped, concurrency, ordered), stop)
+    def wind_down() -> None:
+        ending.set()
+        results.put(NUDGE)
+
+    return Running(answered(rows, start, results, stopped, ending, concurrency, ordered), stop, wind_down)
 
 
 def row_flow(
@@ -173,7 +177,8 @@ def row_flow(
     body = response["body"]
     if "error" in response or isinstance(body, (dict, bytes, list, str)):
         return response
-    folded: Response = {**response, **(yield Call(partial(fold_body, body, stopped)))}
+    fold = Call(partial(fold_body, body, stopped), blocks="arrived" not in response)
+    folded: Response = {**response, **(yield fold)}
     return folded
 
 
@@ -203,11 +208,12 @@ async def afold_body(body: Any) -> Json:
     return {"body": fold.completion()}
 
 
-def answered(
+def answered(  # noqa: C901  # one loop, and all of its state
     rows: Iterable[Json],
     start: Callable[[], Pool],
     results: SimpleQueue[Any],
     stopped: Event,
+    ending: Event,
     concurrency: int,
     ordered: bool,
 ) -> Iterator[Row]:
@@ -225,6 +231,9 @@ def answered(
                 given += 1
                 if row is not None:
                     yield row
+            if more and ending.is_set():
+                more = False
+                pool.finish()
             room = taken - given < most and out - pool.waiting() < busy and (results.empty() or out < concurrency)
             if more and room:
                 found: Any = NUDGE
@@ -241,15 +250,16 @@ def answered(
                     continue
             if out == 0 and results.empty():
                 break
-            result = results.get()
-            if result is NUDGE:
+            if pool.turn is not None and results.empty():
+                pool.turn()
                 continue
-            out -= 1
-            (number, row), got = result
-            fatal = fatal_of(got)
-            more, failure = more and fatal is None, failure or fatal
-            number = number if ordered else given + len(held)
-            held[number] = None if isinstance(got, JournalError) else outcome(row, got)
+            several = results.get()
+            for (number, row), got in () if several is NUDGE else several:
+                out -= 1
+                fatal = fatal_of(got)
+                more, failure = more and fatal is None, failure or fatal
+                number = number if ordered else given + len(held)
+                held[number] = None if is_unsent(got) else outcome(row, got)
     finally:
         stopped.set()
         pool.close()
@@ -257,12 +267,22 @@ def answered(
         raise failure
 
 
-def fatal_of(got: Any) -> JournalError | None:
-    """What ends the whole map: a journal that can't be written, before a request was sent or after it was answered."""
+def fatal_of(got: Any) -> Exception | None:
+    """What ends the whole map: a journal that can't be written, before a request was sent or after it was answered, or
+    the ``stop`` of a response, a budget's that is used up."""
     if isinstance(got, JournalError):
         return got
-    unkept = got.get("unkept") if isinstance(got, dict) else None
+    if not isinstance(got, dict):
+        return None
+    if got.get("stop"):
+        return ChatError(got["error"])
+    unkept = got.get("unkept")
     return None if unkept is None else JournalError(unkept)
+
+
+def is_unsent(got: Any) -> bool:
+    """Whether nothing came of a row, for it was not sent."""
+    return isinstance(got, (JournalError, WoundDown)) or (isinstance(got, dict) and bool(got.get("stop")))
 
 
 def outcome(row: Any, got: Any) -> Row:
