@@ -16,6 +16,7 @@ from chatfn.errors import (
     error_map,
     request_id_of,
 )
+from chatfn.fastjson import fast_dumps, fast_loads
 from chatfn.impls import with_path
 from chatfn.operations import OPERATIONS
 from chatfn.options import (
@@ -132,14 +133,21 @@ def wire_headers(request: Request) -> dict[str, str]:
 
 def encode(request: Request) -> Request:
     """The same request with its body as bytes of compact JSON, keys in the order in which they stand."""
-    text = json.dumps(request["body"], ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return {**request, "body": text.encode()}
+    body = request["body"]
+    text = fast_dumps(body)
+    if text is None:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return {**request, "body": text}
 
 
 def parse(body: bytes) -> Any:
     """The data of a JSON text in UTF-8, whatever it says of its charset; ``ValueError`` for anything else."""
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    data = fast_loads(body)
+    if data is not None:
+        return data
     try:
-        return json.loads(body.removeprefix(b"\xef\xbb\xbf").decode())
+        return json.loads(body.decode())
     except RecursionError:
         problem = "nested too deeply"
     raise ValueError(problem)

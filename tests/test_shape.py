@@ -19,6 +19,7 @@ PURE = [
     "errors",
     "secret",
     "plain",
+    "fastjson",
     "sse",
     "chunks",
     "unfold",
@@ -36,7 +37,8 @@ PURE_IDS = [name for name in IDS if name.removesuffix(".py") in PURE]
 # What a module without input, output, clock, randomness and environment may need of the standard library and others.
 HARMLESS = {
     *("__future__", "collections", "datetime", "difflib", "email", "functools", "html", "io", "ipaddress", "itertools"),
-    *("json", "math", "re", "threading", "typing", "typing_extensions", "urllib", "pyrsistent", "toolz", "chatfn"),
+    *("json", "math", "orjson", "re", "threading", "typing", "typing_extensions", "urllib", "pyrsistent", "toolz"),
+    "chatfn",
 }
 EFFECTS = {
     *("open", "print", "input", "exec", "eval", "__import__", "breakpoint"),
@@ -190,7 +192,7 @@ sys.addaudithook(lambda event, args: opened.append(event) if event.startswith(("
 import chatfn
 for name in "IMPLS TRANSPORTS MIDDLEWARE build_request responder".split():
     getattr(chatfn, name)
-heavy = "requests urllib3 aiohttp asyncio click socket ssl http.client email.utils cheroot openai sqlite3".split()
+heavy = "requests urllib3 orjson aiohttp asyncio click socket ssl http.client email.utils cheroot openai sqlite3".split()
 print([name for name in heavy if name in sys.modules])
 print([name for name in read if str(name).upper().startswith(("OPENAI", "AZURE"))])
 print(opened)

@@ -13,6 +13,7 @@ from toolz import merge
 from chatfn.chunks import DONE, collector
 from chatfn.core import decode, encode, mask_in_headers
 from chatfn.errors import EXCERPT_CHARACTERS, ChatError, category_of, error_map, failure
+from chatfn.fastjson import fast_loads
 from chatfn.middleware import Call, Flow, StreamFlow, aevents, events, middleware
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all, secrets_of
 from chatfn.spec import Classify, Error, Request, Response
@@ -237,6 +238,9 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
 
 
 def parse_event(text: str) -> dict[str, Any]:
+    event = fast_loads(text)
+    if type(event) is dict:
+        return event
     try:
         event, end = raw_decode(text)
     except RecursionError:
