@@ -57,6 +57,7 @@ class Error(TypedDict):
     should_retry: NotRequired[ReadOnly[bool]]  # the server's own word: x-should-retry
     request_id: NotRequired[ReadOnly[str]]
     attempts: NotRequired[ReadOnly[int]]
+    target: NotRequired[ReadOnly[str]]  # who failed last; of fallback and balance
     partial: NotRequired[ReadOnly[Json]]  # the completion as far as its stream came
 
 
@@ -74,7 +75,9 @@ class Request(TypedDict):
     proxies: NotRequired[ReadOnly[Mapping[str, str]]]
     verify: NotRequired[ReadOnly[bool | str]]
     cert: NotRequired[ReadOnly[str | tuple[str, str]]]
+    model: NotRequired[ReadOnly[str | None]]  # as asked, if the body has another or none: Azure's deployment
     attempt: NotRequired[ReadOnly[int]]  # which attempt of the call this is, from 1
+    attempts: NotRequired[ReadOnly[int]]  # how many attempts retry may make, if not its own number
     due: NotRequired[ReadOnly[float]]  # the deadline on this process's monotonic clock, once the call has begun
     cancelled: NotRequired[ReadOnly[Callable[[], bool]]]  # set by callers on another thread than the transport's
 
@@ -88,6 +91,7 @@ class Response(TypedDict):
     elapsed: NotRequired[ReadOnly[float]]  # seconds until the answer, or until the first byte of a stream
     request_id: NotRequired[ReadOnly[str]]
     cached: NotRequired[ReadOnly[bool]]
+    target: NotRequired[ReadOnly[str]]  # who answered: deployment, model or impl, and host; of fallback and balance
 
 
 class Operation(TypedDict):

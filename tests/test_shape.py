@@ -28,8 +28,21 @@ PURE = [
     "options",
     "core",
     "atom",
+    "usage",
 ]
-ROOMS = [*PURE, "transports", "middleware", "journal", "client", "pipeline", "__init__", "serve", "cli"]
+ROOMS = [
+    *PURE,
+    "transports",
+    "prices",
+    "cost",
+    "middleware",
+    "journal",
+    "client",
+    "pipeline",
+    "__init__",
+    "serve",
+    "cli",
+]
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(path.relative_to(SOURCE)) for path in FILES]
 PURE_IDS = [name for name in IDS if name.removesuffix(".py") in PURE]

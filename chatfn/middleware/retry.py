@@ -64,7 +64,10 @@ def retry(
     response: Response | None = None
     try:
         for attempt in range(1, attempts + 1):
-            response = yield {**request, "attempt": made + 1}
+            answer: Response = yield {**request, "attempt": made + 1}
+            if response is not None:
+                paid += paid_of(request, response)
+            response = answer
             made += response.get("attempts", 1)
             error = response.get("error")
             wait = backoff(attempt, error, jitter(), attempts=attempts, base=base, cap=cap, longest=longest)
@@ -74,4 +77,5 @@ def retry(
     except WoundDown:
         if response is None:
             raise
-    return cast(Response, {**cast(Response, response), "attempts": made})
+    whole: Response = {**cast(Response, response), "attempts": made}
+    return with_paid(whole, paid) if paid else whole
