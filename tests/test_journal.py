@@ -87,7 +87,7 @@ def test_a_finished_call_is_answered_from_the_file(path):
     assert first["body"] == again["body"] == DONE
     assert len(sent) == 1
     assert "cached" not in first
-    assert (again["cached"], again["status"], again["headers"], again["attempts"]) == (True, 200, {}, 0)
+    assert (again["cached"], again["status"], again["headers"], again["attempts"]) == (True, 200, {}, 1)
 
 
 def test_an_awaited_call_is_too(path):
@@ -476,10 +476,11 @@ def test_while_it_lives_another_process_holds_its_call(path):
 def test_a_claim_that_nobody_has_any_more_is_taken_over(path):
     store = store_module.store_of(path, False)
     request = build_request(PARAMS)
-    claim = store.claim("k", request, False)
-    assert store.claim("k", request, False) == store_module.Held(None)
+    asked = [store_module.Asked("k", request, False)]
+    (claim,) = store.claim(asked)
+    assert store.claim(asked) == [store_module.Held(None)]
     del claim
-    assert isinstance(store.claim("k", request, False), store_module.Claim)
+    assert isinstance(store.claim(asked)[0], store_module.Claim)
     assert rows(path) == ["unknown", "sent"]
 
 

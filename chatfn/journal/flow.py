@@ -13,22 +13,23 @@ from typing import Any, cast
 from chatfn.chunks import collector
 from chatfn.errors import failure
 from chatfn.journal.key import request_key
-from chatfn.journal.rows import Answer, answer_outcome, error_outcome
-from chatfn.journal.store import Claim, Held, Store
-from chatfn.middleware import CLOSED, Call, Flow, Sleep, Stream, middleware, tapped
+from chatfn.journal.rows import Answer, Outcome, answer_outcome, error_outcome
+from chatfn.journal.store import Asked, Claim, Held, Store
+from chatfn.middleware import CLOSED, Call, Flow, Sleep, Stream, Together, WoundDown, middleware, tapped
 from chatfn.plain import without
 from chatfn.secret import mask, secrets_of
 from chatfn.spec import Error, Json, Request, Response
 from chatfn.unfold import events_of
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.005, 0.25  # seconds between two looks at a call that another has in flight
+UNKEPT = (OSError, ValueError, TypeError, AttributeError, RecursionError)  # what may be wrong with an answer or a file
 STUCK = 1.0  # seconds to wait for a stream that the waiting task itself would have to read
 
 
 @middleware
 def journaled(request: Request, store: Store, keep_errors: bool = False) -> Flow:
     """The answer that the store has; or the response, which it has from then on."""
-    claim = Call(partial(store.claim, request_key(request), request, keep_errors), blocks=False)
+    claim = Together(store.claim, Asked(request_key(request), request, keep_errors))
     found: Answer | Claim | Held = yield claim
     wait, waited, due = SHORTEST_WAIT, 0.0, request.get("due")
     while isinstance(found, Held):
@@ -61,8 +62,11 @@ def sent(request: Request, store: Store, claim: Claim) -> Flow:
             fold.add(event)
 
         return {**response, "body": tapped(body, add, partial(ended, request, store, claim, response, fold))}
-    problem = yield Call(partial(kept, store, claim, response, body), blocks=False)
-    return response if problem is None else cast(Response, {**response, "unkept": problem})
+    try:
+        problem = yield Together(store.settle, (claim, outcome_of(response, body)))
+    except UNKEPT as exc:
+        problem = exc
+    return response if problem is None else cast(Response, {**response, "unkept": warned(store, problem)})
 
 
 def ended(request: Request, store: Store, claim: Claim, response: Response, fold: Any, error: Error | None) -> None:
@@ -76,19 +80,27 @@ def ended(request: Request, store: Store, claim: Claim, response: Response, fold
         kept(store, claim, {**response, "error": partial_of}, None)
 
 
-def kept(store: Store, claim: Claim, response: Response, body: Any) -> str | None:
-    """Keep a response; what went wrong with that, for the response itself must not get lost."""
-    attempts = response.get("attempts", 1)
+def kept(store: Store, claim: Claim, response: Response, body: Any) -> None:
+    """Keep a response at the end of a stream; what goes wrong with that is a warning, for it must not get lost."""
+    problem: Exception | None
     try:
-        if "error" in response:
-            outcome = error_outcome("failed", response["error"], attempts)
-        else:
-            outcome = answer_outcome(body, response["status"], attempts)
-        store.settle(claim, outcome)
-        return None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as exc:
-        problem = str(exc) if isinstance(exc, OSError) else f"the journal {store.path} can't hold the answer: {exc}"
-    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        (problem,) = store.settle([(claim, outcome_of(response, body))])
+    except UNKEPT as exc:
+        problem = exc
+    if problem is not None:
+        warned(store, problem)
+
+
+def outcome_of(response: Response, body: Any) -> Outcome:
+    attempts, usage = response.get("attempts", 1), response.get("usage")
+    if "error" in response:
+        return error_outcome("failed", response["error"], attempts, usage)
+    return answer_outcome(body, response["status"], attempts, usage or body.get("usage"))
+
+
+def warned(store: Store, exc: Exception) -> str:
+    problem = str(exc) if isinstance(exc, OSError) else f"the journal {store.path} can't hold the answer: {exc}"
+    warnings.warn(problem, RuntimeWarning, stacklevel=3)
     return problem
 
 
@@ -96,15 +108,20 @@ def abandon(
     request: Request, store: Store, claim: Claim, exc: BaseException | None, partial_body: Json | None = None
 ) -> None:
     """Note that nobody knows what came of a call."""
-    error: dict[str, Any] = dict(CLOSED)
-    if isinstance(exc, Exception):
+    state, error = "unknown", cast(dict[str, Any], dict(CLOSED))
+    if isinstance(exc, WoundDown):
+        state, error = "failed", {"category": "interrupted", "message": "not sent, for the run was ended"}
+    elif isinstance(exc, Exception):
         error = {"category": "fault", "message": mask(f"{type(exc).__name__}: {exc}"[:2_000], secrets_of(request))}
     if partial_body is not None:
         error["partial"] = partial_body
+    problem: Exception | None
     try:
-        store.settle(claim, error_outcome("unknown", error, None))
-    except (OSError, ValueError) as problem:  # the row says "sent", which comes to the same when its claim is gone
-        warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+        (problem,) = store.settle([(claim, error_outcome(state, error, None))])
+    except UNKEPT as exc:
+        problem = exc
+    if problem is not None:  # the row says "sent", which comes to the same when its claim is gone
+        warned(store, problem)
 
 
 def answered(request: Request, found: Answer) -> Flow:
@@ -116,7 +133,7 @@ def answered(request: Request, found: Answer) -> Flow:
     body: Any = found.completion
     if request["stream"]:
         body = yield Call(partial(Stream, spelled(body, request["body"])), blocks=False)
-    return {"status": 200, "headers": {}, "body": body, "attempts": 0, "cached": True}
+    return {"status": 200, "headers": {}, "body": body, "attempts": found.attempts, "cached": True}
 
 
 def spelled(completion: dict[str, Any], body: Any) -> Iterator[dict[str, Any]]:

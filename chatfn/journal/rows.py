@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -13,21 +16,27 @@ from chatfn.journal.files import damaged
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask_all, secrets_of
 from chatfn.spec import Error, Json, Request
 
-FIND = "SELECT id, state, run, crc, response FROM calls WHERE key = ? AND live = 1"
+AT_ONCE = 64  # calls in a statement at most: in one statement, for each hands the interpreter to other threads
+FIND = "SELECT key, id, state, run, attempts, crc, response FROM calls WHERE live = 1 AND key IN ({marks})"
 FIND_ERROR = "SELECT id, error, attempts FROM calls WHERE key = ? AND state = 'failed' ORDER BY id DESC LIMIT 1"
 CLAIM = (
-    "INSERT INTO calls (key, state, live, run, sent, model, url, request) VALUES (?, 'sent', 1, ?, ?, ?, ?, ?)"
-    " ON CONFLICT DO NOTHING"
+    "INSERT INTO calls (key, state, live, run, sent, model, url, request)"
+    " SELECT column1, 'sent', 1, column2, column3, column4, column5, column6 FROM (VALUES {marks})"
+    " WHERE column1 IS NOT NULL ON CONFLICT DO NOTHING"
 )
 ANSWERED = (
-    "UPDATE calls SET state = 'answered', status = ?, attempts = ?, prompt_tokens = ?, completion_tokens = ?,"
-    " total_tokens = ?, ended = ?, crc = ?, response = ?, model = coalesce(model, ?) WHERE id = ? AND state = 'sent'"
+    "UPDATE calls SET state = 'answered', status = n.column2, attempts = n.column3, prompt_tokens = n.column4,"
+    " completion_tokens = n.column5, total_tokens = n.column6, ended = n.column7, crc = n.column8,"
+    " response = n.column9, model = coalesce(model, n.column10)"
+    " FROM (VALUES {marks}) AS n WHERE id = n.column1 AND state = 'sent'"
 )
 FAILED = (
-    "UPDATE calls SET state = ?, live = NULL, status = ?, category = ?, attempts = ?, ended = ?, error = ?"
-    " WHERE id = ? AND state = 'sent'"
+    "UPDATE calls SET state = n.column2, live = NULL, status = n.column3, category = n.column4, attempts = n.column5,"
+    " prompt_tokens = n.column6, completion_tokens = n.column7, total_tokens = n.column8, ended = n.column9,"
+    " error = n.column10 FROM (VALUES {marks}) AS n WHERE id = n.column1 AND state = 'sent'"
 )
 LOST = "UPDATE calls SET state = 'unknown', live = NULL WHERE id = ? AND state = 'sent'"
+COLUMNS = {FIND: 1, CLAIM: 6, ANSWERED: 10, FAILED: 10}
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -41,10 +50,24 @@ class Answer(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a call: a statement, and its values but for the last, the call's id."""
+    """What came of a call: a statement, and its values but for the first, the call's id."""
 
     statement: str
     values: tuple[Any, ...]
+
+
+@cache
+def sized(statement: str, many: int) -> str:
+    """A statement for ``many`` rows of values."""
+    row = ", ".join("?" * COLUMNS[statement])
+    return statement.format(marks=", ".join([row if statement == FIND else f"({row})"] * many))
+
+
+def run_with(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> sqlite3.Cursor:
+    """Execute a statement for at most ``AT_ONCE`` rows of values; few sizes of it, so that each is prepared once."""
+    many = 1 << (len(rows) - 1).bit_length()
+    nothing = (None,) * COLUMNS[statement]
+    return db.execute(sized(statement, many), [*chain(*rows, *[nothing] * (many - len(rows)))])
 
 
 def claim_values(key: str, run: int, request: Request) -> tuple[Any, ...]:
@@ -59,25 +82,28 @@ def claim_values(key: str, run: int, request: Request) -> tuple[Any, ...]:
     return key, run, time.time(), model_of(data["body"]), data["url"], text
 
 
-def answer_outcome(completion: Json, status: int, attempts: int) -> Outcome:
-    """A whole, good answer."""
-    usage = completion.get("usage")
-    tokens = [integer(usage.get(name)) for name in TOKENS] if isinstance(usage, Mapping) else [None] * 3
+def answer_outcome(completion: Json, status: int, attempts: int, usage: Any) -> Outcome:
+    """A whole, good answer; ``usage`` is that of all attempts."""
     text = json_text(completion)
     crc = crc32(text.encode())
-    return Outcome(ANSWERED, (status, attempts, *tokens, time.time(), crc, text, model_of(completion)))
+    return Outcome(ANSWERED, (status, attempts, *tokens_of(usage), time.time(), crc, text, model_of(completion)))
 
 
-def error_outcome(state: str, error: Json, attempts: int | None) -> Outcome:
+def error_outcome(state: str, error: Json, attempts: int | None, usage: Any = None) -> Outcome:
     """A call that ``failed``, or whose outcome is ``unknown``."""
     status, category = integer(error.get("status")), error.get("category")
-    return Outcome(FAILED, (state, status, category, attempts, time.time(), json_text(error)))
+    values = (state, status, category, attempts, *tokens_of(usage), time.time(), json_text(error))
+    return Outcome(FAILED, values)
 
 
-def answer_of(path: str, number: int, crc: int | None, text: str) -> Answer:
+def tokens_of(usage: Any) -> list[int | None]:
+    return [integer(usage.get(name)) for name in TOKENS] if isinstance(usage, Mapping) else [None, None, None]
+
+
+def answer_of(path: str, number: int, crc: int | None, text: str, attempts: int | None) -> Answer:
     """A completion as it was written; raises ``JournalError`` if it is not."""
     if crc is None or crc32(text.encode()) == crc:
-        return Answer(data_of(path, number, text))
+        return Answer(data_of(path, number, text), None, attempts or 0)
     raise JournalError(damaged(path, f"the response of call {number} is not what was written"))
 
 

@@ -1,10 +1,10 @@
 """The calls of one file: what has an answer, who may send, and what came of it.
 
 A process has one connection to a journal, behind a lock; each write is a transaction of its own, for that is what makes
-it safe against the end of the process.  A call is claimed by a row in state ``sent``, which a unique index allows once
-for a key.  Whoever finds such a row asks whether its claimant is alive: in this process the ``Claim`` itself, in others
-the lock of their run.  Before a fork the connection is closed, for SQLite's does not survive one; it is opened again
-at the next use.
+it safe against the end of the process, and may be that of many calls.  A call is claimed by a row in state ``sent``,
+which a unique index allows once for a key.  Whoever finds such a row asks whether its claimant is alive: in this
+process the ``Claim`` itself, in others the lock of their run.  Before a fork the connection is closed, for SQLite's does
+not survive one; it is opened again at the next use.
 """
 
 from __future__ import annotations
@@ -14,16 +14,31 @@ import os
 import platform
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
+
+from toolz import groupby, partition_all
 
 from chatfn.journal import JournalError, locks
 from chatfn.journal.files import connect, damaged, is_damage
-from chatfn.journal.rows import CLAIM, FIND, FIND_ERROR, LOST, Answer, Outcome, answer_of, claim_values, data_of
+from chatfn.journal.rows import (
+    AT_ONCE,
+    CLAIM,
+    FIND,
+    FIND_ERROR,
+    LOST,
+    Answer,
+    Outcome,
+    answer_of,
+    claim_values,
+    data_of,
+    run_with,
+)
 from chatfn.spec import Request
 
 COUNTED = 1_000  # answers from the file between two notes of their number
@@ -36,6 +51,14 @@ class Claim:
     id: int
     opening: object
     reader: object = None  # who was given its stream to read
+
+
+class Asked(NamedTuple):
+    """A call that is to be answered or claimed."""
+
+    key: str
+    request: Request
+    keep_errors: bool
 
 
 class Held(NamedTuple):
@@ -57,7 +80,7 @@ class Store:
         """Begin anew: this is another process, or that is another file."""
         self.opening = object()
         self.run = 0
-        self.cached = 0
+        self.cached = self.noted = 0
         self.claims: WeakValueDictionary[int, Claim] = WeakValueDictionary()
         self.unkept: dict[int, Outcome] = {}  # what could not be written yet
 
@@ -101,79 +124,115 @@ class Store:
             problem = f"the journal {self.path} can't be used: {exc}"
         raise JournalError(problem)
 
-    def claim(self, key: str, request: Request, keep_errors: bool) -> Answer | Claim | Held:
-        """The answer to a call; or the right to send it, once the intent is written; or that another has it."""
+    def claim(self, asked: list[Asked]) -> list[Answer | Claim | Held | Exception]:
+        """For each call its answer; or the right to send it, once the intent is written; or that another has it.  A
+        ``JournalError`` for those for which the file can't be read or written."""
         with self.lock:
-            found = self.attempt(lambda: self.claimed(key, request, keep_errors))
-        if isinstance(found, (Claim, Held)):
-            return found
-        number, crc, response, error, attempts = found
-        if error is None:
-            return answer_of(self.path, number, crc, response)
-        return Answer(None, data_of(self.path, number, error), attempts)
+            found: dict[str, Any] = {}
+            problem: JournalError | None = None
+            try:
+                for several in partition_all(AT_ONCE, {one.key: one for one in asked}.values()):
+                    found.update(self.attempt(partial(self.claimed, several)))
+            except JournalError as exc:
+                problem = exc
+            self.cached += sum(type(found.get(one.key)) is tuple for one in asked)
+            if self.cached - self.noted >= COUNTED:
+                self.note()
+        return [self.told(found, one, problem) for one in asked]
 
-    def claimed(self, key: str, request: Request, keep_errors: bool) -> Any:
+    def told(self, found: dict[str, Any], one: Asked, problem: JournalError | None) -> Any:
+        """What one of those who asked is told: of equal ones the first has the claim."""
+        if one.key not in found:
+            return JournalError(*cast(JournalError, problem).args)
+        row = found[one.key]
+        if type(row) is Claim:
+            found[one.key] = Held(None)
+        if type(row) is not tuple:
+            return row
+        number, crc, response, error, attempts = row
+        try:
+            if error is None:
+                return answer_of(self.path, number, crc, response, attempts)
+            return Answer(None, data_of(self.path, number, error), attempts)
+        except JournalError as exc:
+            return exc
+
+    def claimed(self, asked: Sequence[Asked]) -> dict[str, Any]:
+        """By their keys what calls have: a tuple of their row, a ``Claim`` or ``Held``."""
         db = self.db if self.db is not None and self.run else self.connected()
         if self.unkept:
             self.keep_at_last(db)
+        found: dict[str, Any] = {}
         while True:
-            row = db.execute(FIND, (key,)).fetchone()
-            if row is None:
-                old = db.execute(FIND_ERROR, (key,)).fetchone() if keep_errors else None
+            for key, *row in run_with(db, FIND, [(one.key,) for one in asked]).fetchall():
+                found[key] = self.seen(db, *row)
+            missing = [one for one in asked if found.get(one.key) is None]
+            for one in missing:
+                old = db.execute(FIND_ERROR, (one.key,)).fetchone() if one.keep_errors else None
                 if old is not None:
-                    self.count(db)
-                    return old[0], None, None, old[1], old[2]
-                claim = self.new_claim(db, key, request)
-                if claim is not None:
-                    return claim
-                continue  # another was quicker
-            number, state, run, crc, response = row
-            if state == "answered":
-                self.count(db)
-                return number, crc, response, None, 0
-            mine = self.claims.get(number) if run == self.run else None
-            if mine is not None or (run != self.run and locks.alive(self.path, run)):
-                return Held(mine and mine.reader)
-            db.execute(LOST, (number,))
+                    found[one.key] = (old[0], None, None, old[1], old[2])
+            asked = [one for one in missing if found.get(one.key) is None]
+            if not asked:
+                return found
+            claims = self.new_claims(db, asked)
+            found.update(claims)
+            asked = [one for one in asked if one.key not in claims]  # others were quicker
+            if not asked:
+                return found
 
-    def new_claim(self, db: sqlite3.Connection, key: str, request: Request) -> Claim | None:
-        done = db.execute(CLAIM, claim_values(key, self.run, request))
-        if done.rowcount != 1 or done.lastrowid is None:
-            return None
-        claim = Claim(done.lastrowid, self.opening)
-        self.claims[claim.id] = claim
-        return claim
+    def seen(
+        self, db: sqlite3.Connection, number: int, state: str, run: int, attempts: int, crc: int, response: str
+    ) -> Any:
+        """What a row says of its call; None if it was lost."""
+        if state == "answered":
+            return number, crc, response, None, attempts
+        mine = self.claims.get(number) if run == self.run else None
+        if mine is not None or (run != self.run and locks.alive(self.path, run)):
+            return Held(mine and mine.reader)
+        db.execute(LOST, (number,))
+        return None
 
-    def settle(self, claim: Claim, outcome: Outcome) -> None:
-        """Write what came of a call.  Raises ``JournalError`` if that can't be written; it is tried again later."""
+    def new_claims(self, db: sqlite3.Connection, asked: Sequence[Asked]) -> dict[str, Claim]:
+        """Claims of calls that nobody had; fewer, if others were quicker."""
+        done = run_with(db, CLAIM, [claim_values(one.key, self.run, one.request) for one in asked])
+        last = done.lastrowid or 0
+        if done.rowcount == len(asked):
+            numbers = dict(zip((one.key for one in asked), range(last - len(asked) + 1, last + 1), strict=True))
+        else:
+            rows = run_with(db, FIND, [(one.key,) for one in asked]).fetchall()
+            numbers = {row[0]: row[1] for row in rows if row[3] == self.run and row[1] not in self.claims}
+        claims = {key: Claim(number, self.opening) for key, number in numbers.items()}
+        self.claims.update((claim.id, claim) for claim in claims.values())
+        return claims
+
+    def settle(self, items: list[tuple[Claim, Outcome]]) -> list[JournalError | None]:
+        """Write what came of calls.  What can't be written is a ``JournalError`` for each, and tried again later."""
         with self.lock:
-            if claim.opening is not self.opening:
-                return  # of another process, or of another file
+            outcomes = {claim.id: outcome for claim, outcome in items if claim.opening is self.opening}
+            problem = None
             try:
-                self.attempt(lambda: self.write(self.db or self.connected(), claim.id, outcome))
-            except JournalError:
-                self.unkept[claim.id] = outcome
-                raise
-            finally:
-                self.claims.pop(claim.id, None)
+                self.attempt(lambda: self.write(self.db or self.connected(), outcomes))
+            except JournalError as exc:
+                self.unkept.update(outcomes)
+                problem = exc
+            for number in outcomes:
+                self.claims.pop(number, None)
+        return [problem and JournalError(*problem.args) for _ in items]
 
-    def write(self, db: sqlite3.Connection, number: int, outcome: Outcome) -> None:
-        db.execute(outcome.statement, (*outcome.values, number))
+    def write(self, db: sqlite3.Connection, outcomes: Mapping[int, Outcome]) -> None:
+        for statement, several in groupby(lambda item: item[1].statement, outcomes.items()).items():
+            for some in partition_all(AT_ONCE, several):
+                run_with(db, statement, [(number, *outcome.values) for number, outcome in some])
 
     def keep_at_last(self, db: sqlite3.Connection) -> None:
         """Write what could not be written before; until that is done no call is claimed."""
-        for number, outcome in list(self.unkept.items()):
-            self.write(db, number, outcome)
-            del self.unkept[number]
+        self.write(db, self.unkept)
+        self.unkept = {}
 
-    def count(self, db: sqlite3.Connection) -> None:
-        self.cached += 1
-        if self.cached % COUNTED == 0:
-            self.note(db)
-
-    def note(self, db: sqlite3.Connection) -> None:
+    def note(self) -> None:
+        self.noted = self.cached
         with suppress(sqlite3.Error):  # a number of interest, and not worth a call
-            db.execute("UPDATE runs SET cached = ? WHERE id = ?", (self.cached, self.run))
+            self.connected().execute("UPDATE runs SET cached = ? WHERE id = ?", (self.cached, self.run))
 
     def close(self) -> None:
         """Close the connection; the run goes on, and the next use opens it again."""
@@ -183,7 +242,7 @@ class Store:
             with suppress(sqlite3.Error):  # it was reported when it could not be written
                 self.keep_at_last(self.db)
             if self.cached:
-                self.note(self.db)
+                self.note()
             self.db.close()
             self.db = None
 
