@@ -21,6 +21,7 @@ from chatfn.unfold import events_of, text_deltas, text_of
 _LATE = {  # imported at their first use
     "amap_chat": "chatfn.pipeline",
     "echo": "chatfn.transports.echo",
+    "lint": "chatfn.lints",
     "map_chat": "chatfn.pipeline",
     "record": "chatfn.transports.tape",
     "replay": "chatfn.transports.tape",

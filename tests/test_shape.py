@@ -29,6 +29,10 @@ PURE = [
     "core",
     "atom",
     "usage",
+    "lint_rules",
+    "lint_schema",
+    "lint_words",
+    "lints",
 ]
 ROOMS = [
     *PURE,
@@ -179,7 +183,8 @@ def test_the_exported_names_are_those() -> None:
 
 def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
     assert [
-        getattr(chatfn, name).__name__ for name in ("echo", "map_chat", "amap_chat", "record", "replay", "scripted")
+        getattr(chatfn, name).__name__
+        for name in ("echo", "lint", "map_chat", "amap_chat", "record", "replay", "scripted")
     ]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = chatfn.nonsense

@@ -11,11 +11,12 @@ import click
 
 from chatfn.cli.chat import chat_stream, chat_whole, standard_input
 from chatfn.cli.shells import as_usage, connection, journal_command, map_command, param_option
-from chatfn.cli.shown import json_of, problem_of, say
+from chatfn.cli.shown import findings_text, json_of, note, problem_of, say
 from chatfn.cli.words import OPENAI_MODEL, chat_params, client_key, options_of
 from chatfn.client import resolved
 from chatfn.core import request_of
 from chatfn.errors import ChatError
+from chatfn.lints import lint
 from chatfn.options import sealed
 from chatfn.serve import gateway, serve
 from chatfn.spec import __version__
@@ -41,7 +42,11 @@ def cli() -> None:
 @param_option("messages=[...] is what was said earlier, between --system and the question.")
 @click.option("--stream/--no-stream", default=None, help="Show the answer as it comes (default: on a terminal).")
 @click.option("--json", "as_json", is_flag=True, help="Print the completion as JSON; with --stream one event a line.")
-@click.option("--dry-run", is_flag=True, help="Print the request as JSON, and send nothing; needs no key.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the request as JSON, and what the API's document says of it on standard error; send nothing.",
+)
 @connection
 def chat_command(
     question: str | None,
@@ -65,7 +70,9 @@ def chat_command(
     with as_usage():
         params = chat_params(given, question, system, model, where["impl"], streamed)
     if dry_run:
-        say(json_of(request_of(params, resolved(sealed(options))), sys.stdout.encoding, 2))
+        whole = resolved(sealed(options))
+        say(json_of(request_of(params, whole), sys.stdout.encoding, 2))
+        note(findings_text(lint(params, whole)))
     else:
         (chat_stream if streamed else chat_whole)(params, options, as_json)
 

@@ -126,6 +126,15 @@ def set_key(found: re.Match[str]) -> str:
     return ""
 
 
+def findings_text(findings: Iterable[Json]) -> list[str]:
+    """What ``lint`` found, a line each.
+
+    >>> findings_text([{"level": "warning", "message": "user is deprecated"}])
+    ['warning: user is deprecated']
+    """
+    return [shown(f"{found['level']}: {found['message']}", True) for found in findings]
+
+
 def say(text: str, end: str = "\n") -> None:
     """Write at once.  ``click.echo`` would drop the escape sequences of a text that goes to a file."""
     sys.stdout.write(text + end)
