@@ -1,10 +1,10 @@
 """The calls of one file: what has an answer, who may send, and what came of it.
 
-A process has one connection to a journal, behind a lock; each write is a transaction of its own, for that is what makes
-it safe against the end of the process, and may be that of many calls.  A call is claimed by a row in state ``sent``,
-which a unique index allows once for a key.  Whoever finds such a row asks whether its claimant is alive: in this
-process the ``Claim`` itself, in others the lock of their run.  Before a fork the connection is closed, for SQLite's does
-not survive one; it is opened again at the next use.
+A process has one connection to a journal, behind a lock; each write is a transaction of its own, for that is what
+makes it safe against the end of the process, and may be that of many calls.  A call is claimed by a row in state
+``sent``, which a unique index allows once for a key.  Whoever finds such a row asks whether its claimant is alive: in
+this process the ``Claim`` itself, in others the lock of their run.  Before a fork the connection is closed, for
+SQLite's does not survive one; it is opened again at the next use.
 """
 
 from __future__ import annotations
