@@ -141,7 +141,8 @@ def counts_of(usage: Json) -> Counts | None:
     drawn = min(whole(o.get("image_tokens")), made - spoken)
     thought = min(max(whole(o.get("reasoning_tokens")), made - said), made - spoken - drawn)
     return Counts(
-        text - cached - written, cached, written, audio - cached_audio, cached_audio, image - cached_image, cached_image,
+        text - cached - written, cached, written,
+        audio - cached_audio, cached_audio, image - cached_image, cached_image,
         made - spoken - drawn - thought, thought, spoken, drawn,
     )  # fmt: skip
 

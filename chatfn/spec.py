@@ -56,6 +56,7 @@ class Error(TypedDict):
     retry_after: NotRequired[ReadOnly[float]]  # seconds
     should_retry: NotRequired[ReadOnly[bool]]  # the server's own word: x-should-retry
     request_id: NotRequired[ReadOnly[str]]
+    sent: NotRequired[ReadOnly[bool]]  # False: nothing of the request left, for there was no connection
     attempts: NotRequired[ReadOnly[int]]
     target: NotRequired[ReadOnly[str]]  # who failed last; of fallback and balance
     partial: NotRequired[ReadOnly[Json]]  # the completion as far as its stream came

@@ -63,7 +63,8 @@ def with_paid(response: Response, paid: Sequence[Paid]) -> Response:
     uses itself, ``usage``, the sum over all attempts."""
     if not paid:
         return response
-    more: dict[str, Any] = {**response, "paid": [*paid, *response.get("paid", ())]}
+    own: Sequence[Paid] = cast(Any, response).get("paid", ())
+    more: dict[str, Any] = {**response, "paid": [*paid, *own]}
     if not is_stream(response):
         more["usage"] = usage_of(without(more, "usage"))
     return cast(Response, more)

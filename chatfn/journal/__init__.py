@@ -8,12 +8,13 @@ file; errors are kept, and sent again.  ``locks`` knows who is alive, ``report``
 from __future__ import annotations
 
 import os
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from chatfn.journal.key import canonical, request_key
-from chatfn.spec import Middleware
+from chatfn.spec import Json, Middleware
 
-__all__ = ["JournalError", "canonical", "journal", "request_key"]
+__all__ = ["JournalError", "budget", "canonical", "journal", "request_key"]
 
 
 class JournalError(OSError):
@@ -42,3 +43,32 @@ def journal(
     from chatfn.journal.store import store_of
 
     return journaled(store_of(path, sync == "full"), errors == "keep")
+
+
+def budget(
+    usd: float | str | None = None,
+    tokens: int | None = None,
+    prices: Json | None = None,
+    provider: str | None = None,
+    parts: Mapping[str, int] | None = None,
+    wait: float = 60.0,
+    journal: str | os.PathLike[str] | None = None,
+) -> Middleware:
+    """Middleware that sends no attempt that could pass a cap of dollars (``usd``), of ``tokens``, or of either.
+
+    Each attempt reserves the most that it can cost before it is sent, and waits up to ``wait`` seconds for those in
+    flight to cost less.  What does not fit is an error map of category "forbidden" and code "budget_exceeded", and ends
+    a map.  Equal settings share one budget in a process; with a ``journal``, which by itself is that of the same option
+    ``middleware``, all budgets of that file do, and what earlier runs have paid for counts.
+    ``prices``, ``provider``: as of the middleware ``cost``.  ``parts``: the most tokens of a part that is no text, by
+    its type: ``{"image_url": 1500}``.
+    Raises ``ValueError`` for settings that can't be a budget, and for a file that is no journal.
+    """
+    settings: Any = {"usd": usd, "tokens": tokens, "prices": prices, "provider": provider, "parts": parts, "wait": wait}
+    if journal is None:
+        from chatfn.middleware.budget import budget as capped
+
+        return capped(**settings)
+    from chatfn.journal.spent import budget_in  # at its first use: sqlite3 is slow to import
+
+    return budget_in(journal, settings)

@@ -1,0 +1,132 @@
+"""What the calls of a journal used and cost: the sum by day and model, and what a budget begins with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, NamedTuple
+
+from chatfn.cost import money
+from chatfn.journal.report import PAGE, reading
+from chatfn.middleware.budget import NOTHING, Amount, Budget, bound_of, budget, plus, used_of
+from chatfn.prices import ATTOS, Lookup
+from chatfn.spec import Json, Middleware
+from chatfn.usage import is_free
+
+TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+SAID = ("usage", "model", "service_tier", "created")
+CALLS = (
+    "SELECT id, sent, state, model, url, status, category, attempts, prompt_tokens, completion_tokens, total_tokens,"
+    " coalesce(json_extract(response, '$.usage', '$.model', '$.service_tier', '$.created'),"
+    " json_extract(error, '$.partial.usage', '$.partial.model', '$.partial.service_tier', '$.partial.created')),"
+    " json_extract(error, '$.sent'), CASE WHEN state IN ('sent', 'unknown') THEN request END"
+    " FROM calls WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+)
+
+
+class Used(NamedTuple):
+    """A call of a journal, as far as it matters for what it cost."""
+
+    sent: float  # seconds since 1970
+    model: str | None
+    url: str
+    said: Json  # of what was answered: usage, model, service_tier, created
+    free: bool
+    open: Json | None  # the request, if nobody knows its outcome
+
+
+def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
+    newest = db.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
+    after = 0
+    while rows := db.execute(CALLS, (after, newest, PAGE)).fetchall():
+        yield from map(used, rows)
+        after = rows[-1][0]
+
+
+def used(row: tuple[Any, ...]) -> Used:
+    _, sent, state, model, url, status, category, attempts, *tokens, text, left, request = row
+    found = json.loads(text) if text is not None else [None] * len(SAID)
+    said = {name: value for name, value in zip(SAID, found, strict=True) if value is not None}
+    counted = {name: value for name, value in zip(TOKENS, tokens, strict=True) if value is not None}
+    usage = said.get("usage")
+    if counted:  # these are of all attempts, where the answer's own are of the last
+        said["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted}
+    answered = said.get("model")
+    error = {"category": category, **({} if left is None else {"sent": bool(left)})}
+    failed = {"status": status, "error": error, "attempts": attempts}
+    return Used(
+        sent,
+        answered if isinstance(answered, str) else model,
+        url,
+        said,
+        state == "failed" and not said.get("usage") and is_free(failed),
+        json.loads(request) if request is not None else None,
+    )
+
+
+def by_day(path: str | os.PathLike[str], lookup: Lookup, provider: str | None = None) -> list[dict[str, Any]]:
+    """What the calls of a journal used, for each day (UTC) and model, in this order.
+
+    ``{"day", "model", "calls", "tokens": {"prompt", "completion", "total"}, "usd", "unpriced"}``: ``usd`` is the sum of
+    what is known, or None if nothing is; ``unpriced`` says of how many calls the cost is not known.
+    Raises as ``chatfn.journal.report.summary`` does.
+    """
+    sums: dict[tuple[str, str], list[int]] = {}
+    with reading(os.path.realpath(os.fsdecode(path))) as db:
+        for call in calls_in(db):
+            usage = call.said.get("usage")
+            found = money(
+                usage, call.model, lookup, provider or call.url, call.said.get("service_tier"), call.said.get("created")
+            )
+            day = datetime.fromtimestamp(call.sent, UTC).date().isoformat()
+            entry = sums.setdefault((day, call.model or ""), [0] * 7)
+            counts = [value if type(value) is int else 0 for value in ((usage or {}).get(name) for name in TOKENS)]
+            known = not isinstance(found, str)
+            new = [1, *counts, found[0] if not isinstance(found, str) else 0, known, not known and not call.free]
+            entry[:] = [old + int(more) for old, more in zip(entry, new, strict=True)]
+    return [
+        {
+            "day": day,
+            "model": model or None,
+            "calls": calls,
+            "tokens": {"prompt": prompt, "completion": completion, "total": total},
+            "usd": attos / ATTOS if priced else None,
+            "unpriced": unpriced,
+        }
+        for (day, model), (calls, prompt, completion, total, attos, priced, unpriced) in sorted(sums.items())
+    ]
+
+
+def spent_in(path: str, budget: Budget) -> Amount:
+    """What the calls of a journal have taken of a budget; of those whose outcome is not known the worst case."""
+    total = NOTHING
+    with reading(path) as db:
+        for call in calls_in(db):
+            total = plus(total, taken(call, budget))
+    return total
+
+
+def taken(call: Used, budget: Budget) -> Amount:
+    if call.free:
+        return NOTHING
+    request: Any = call.open or {"url": call.url, "body": {"model": call.model}}
+    request = {**request, "body": request["body"] if isinstance(request.get("body"), Mapping) else {}}
+    if isinstance(call.said.get("usage"), dict):
+        response = {"status": 200, "body": call.said}
+        known = used_of(request, response, budget)
+        if known is not None:
+            return known
+    bound = bound_of(request, budget) if call.open is not None else ""
+    return NOTHING if isinstance(bound, str) else bound
+
+
+def budget_in(path: str | os.PathLike[str], settings: Json) -> Middleware:
+    """The middleware ``budget`` with the ledger of a journal, which begins with what its calls have taken."""
+    real = os.path.realpath(os.fsdecode(path))
+    found = os.stat(real) if os.path.exists(real) else None
+    key = real if found is None else f"{real} {found.st_dev} {found.st_ino}"
+    return budget(**settings, key=key, begin=None if found is None else partial(spent_in, real))
