@@ -154,7 +154,9 @@ async def send(request: Request) -> Response:
 
 def scoped(request: Request) -> Scoped:
     plain = attempt_of(request)
-    return Scoped(plain.until, plain.silence, plain.whole, plain.connect, plain.head)
+    attempt = Scoped(plain.until, plain.silence, plain.whole, plain.connect, plain.head)
+    attempt.unsent = True
+    return attempt
 
 
 async def exchange(pool: Pool, request: Request, attempt: Scoped) -> Response:

@@ -136,7 +136,7 @@ def send(request: Request) -> Response:
     """The response of the server, its body whole or, of a stream, as it arrives; whatever fails is its ``error``."""
     session, settings = session_of(request)
     headers = {"accept-encoding": ACCEPTED, **wire_headers(request)}
-    attempt = attempt_of(request)
+    attempt = new_attempt(request)
     try:
         try:
             return exchange(session, settings, request, headers, attempt)
@@ -144,13 +144,20 @@ def send(request: Request) -> Response:
             if not (attempt.reused and attempt.unsent and not attempt.received):
                 raise
         # The server had closed the idle connection: the request never left whole, so nothing can have come of it.
-        attempt = attempt_of(request)
+        attempt = new_attempt(request)
         return exchange(session, settings, request, headers, attempt)
     except ChatError as exc:
         error = exc.error
     except NETWORK_ERRORS as exc:
         error = error_of(exc, request, attempt)
     return {**failure(error["category"], error["message"]), "error": error}
+
+
+def new_attempt(request: Request) -> Attempt:
+    """An attempt that begins now, of which nothing has been sent."""
+    attempt = attempt_of(request)
+    attempt.unsent = True
+    return attempt
 
 
 def attempt_of(request: Request) -> Attempt:
@@ -262,6 +269,8 @@ def error_of(exc: BaseException, request: Request, attempt: Attempt) -> Error:
     """The error map of what requests, urllib3, http.client or the socket raised."""
     category, message = cause_of(exc, request, attempt)
     error: Error = {"category": category, "message": message, "status": 0}
+    if attempt.unsent and not attempt.received:
+        error = {**error, "sent": False}
     return {**error, "should_retry": False} if any(isinstance(e, HeadTooLarge) for e in chain_of(exc)) else error
 
 
