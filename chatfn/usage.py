@@ -55,7 +55,7 @@ def paid_of(request: Json, response: Json) -> list[Paid]:
         return earlier
     said = cast(Json, said_of(response))
     known = {name: said[name] for name in PRICED if said.get(name) is not None}
-    return [*earlier, {**known, "usage": usage, "url": request["url"]}]
+    return [*earlier, {**known, "usage": usage, "url": response.get("url") or request["url"]}]
 
 
 def with_paid(response: Response, paid: Sequence[Paid]) -> Response:

@@ -25,6 +25,7 @@ from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.plain import without
 from chatfn.spec import Error, Json, Options, Request, Response
 from chatfn.transports import close, transport_of
+from chatfn.usage import usage_of
 
 AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
 RESULTS = ("response", "error", "attempts", "usage", "cached")
@@ -55,8 +56,8 @@ def map_chat(
 
     ``rows``: dicts with ``params``, and whatever else is to come out with them; ``params_of`` makes the params of rows
     that have none.  A row's ``sample`` number makes several calls of one request.  Each row comes out once, with
-    ``response`` (the completion; of a stream what it folds to) or ``error`` (an error map), ``attempts``, ``usage`` (or
-    None), and ``cached`` if a journal answered.
+    ``response`` (the completion; of a stream what it folds to) or ``error`` (an error map), ``attempts``, ``usage`` (of
+    all attempts, or None), ``cached`` if a journal answered, and ``cost`` if the middleware of that name is there.
 
     ``concurrency``: how many requests are in flight.  A row that waits to be sent again is not in flight; up to 16
     times as many rows are out at once, and with ``ordered`` none is further ahead of the oldest that is not done.
@@ -297,8 +298,6 @@ def outcome(row: Any, got: Any) -> Row:
         words = f"no params in the row: {got}" if isinstance(got, KeyError) else str(got) or type(got).__name__
         error: Error = {"category": cast(Any, category), "message": words[:2_000], "status": 0}
         return {**kept, "error": error, "attempts": 0, "usage": None}
-    said: Any = got["body"] if "error" not in got else got["error"].get("partial")
-    usage = said.get("usage") if isinstance(said, dict) else None
     result = {"error": got["error"]} if "error" in got else {"response": got["body"]}
-    cached = {"cached": True} if got.get("cached") else {}
-    return {**kept, **result, "attempts": got.get("attempts", 1), "usage": usage, **cached}
+    more = {name: got[name] for name in ("cached", "target", "cost") if got.get(name)}
+    return {**kept, **result, "attempts": got.get("attempts", 1), "usage": usage_of(got), **more}
