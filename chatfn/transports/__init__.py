@@ -22,6 +22,7 @@ TRANSPORTS: PMap[str, str] = pmap(
     {
         "requests": "chatfn.transports.requests:send",
         "aiohttp": "chatfn.transports.aiohttp:send",
+        "curl": "chatfn.transports.curl:curl",
         "echo": "chatfn.transports.echo:echo",
         "record": "chatfn.transports.tape:record",
         "replay": "chatfn.transports.tape:replay",
@@ -29,7 +30,9 @@ TRANSPORTS: PMap[str, str] = pmap(
     }
 )
 MAKERS = frozenset({"record", "replay", "scripted"})  # functions of settings that return a transport
-NETWORK = frozenset({"requests", "aiohttp"})  # these need a credential
+NETWORK = frozenset({"requests", "aiohttp", "curl"})  # these need a credential
+EXTRAS = {"aiohttp": "async", "curl": "curl"}  # what is to be installed for a transport
+
 Done = Callable[[Response | None, Exception | None], object]  # a response map, or what was raised in place of one
 CallDone = Callable[[Any, Exception | None], object]
 
@@ -63,6 +66,8 @@ def transport_of(option: Any) -> Any:
             f"unknown transport {name!r}{nearest(name, TRANSPORTS)}; known: {', '.join(sorted(TRANSPORTS))}"
         )
     found = transport_function(name)
+    if settings and hasattr(found, "configured"):
+        return found.configured(**settings)
     return found(**settings) if name in MAKERS else found
 
 
@@ -73,7 +78,9 @@ def transport_function(name: str) -> Any:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as exc:
         lacking = exc.name
-    raise ValueError(f"the transport {name!r} needs the package {lacking!r}: pip install 'chatfn[async]'")
+    raise ValueError(
+        f"the transport {name!r} needs the package {lacking!r}: pip install 'chatfn[{EXTRAS.get(name, 'cli')}]'"
+    )
 
 
 def named(option: Any, what: str) -> tuple[str, Mapping[str, Any]]:

@@ -1,0 +1,304 @@
+"""One of libcurl's handles, and the request that it carries: what is set, what arrives, what came of it.
+
+libcurl is strict where it frames a message, and lenient where it understands one: what its headers say of the body is
+checked here again, as for every transport.  It sends a request a second time if a kept connection turns out to be
+closed; that is refused, for the first may have been received, and whether to try again is for others to say.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
+
+import pycurl
+from requests.exceptions import ConnectTimeout, ProxyError, SSLError
+
+from chatfn.core import wire_headers
+from chatfn.errors import ChatError, failure
+from chatfn.spec import Error, Request, Response
+from chatfn.transports import Done
+from chatfn.transports.decoding import ACCEPTED, Inflate, as_it_is, inflater, too_large
+from chatfn.transports.requests import ERROR_BYTES, error_of
+from chatfn.transports.timed_socket import Attempt, Expired, HeadTooLarge
+
+SENT_AT_ONCE = 65_536  # bytes of a request that a socket takes without waiting
+DRAIN = 0.25  # seconds that a stream which has said [DONE] has to end
+DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")
+REFUSE, GO_ON = 1, 0
+STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: |\r|\n|$)")
+BROKEN: dict[int, Callable[[], Exception]] = {
+    pycurl.E_PARTIAL_FILE: partial(http.client.IncompleteRead, b""),
+    pycurl.E_GOT_NOTHING: partial(http.client.RemoteDisconnected, ""),
+    pycurl.E_ABORTED_BY_CALLBACK: partial(http.client.RemoteDisconnected, ""),
+    pycurl.E_OPERATION_TIMEDOUT: ConnectTimeout,
+}
+TLS = {
+    pycurl.E_SSL_CONNECT_ERROR,
+    pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CERTPROBLEM,
+    pycurl.E_SSL_CIPHER,
+    pycurl.E_SSL_CACERT_BADFILE,
+    pycurl.E_SSL_ISSUER_ERROR,
+}
+IMPROPER = {pycurl.E_UNSUPPORTED_PROTOCOL, 8, 61}  # CURLE_WEIRD_SERVER_REPLY, CURLE_BAD_CONTENT_ENCODING
+TOO_LARGE = 100  # CURLE_TOO_LARGE
+PROXY = 97  # CURLE_PROXY
+FULL = (errno.EMFILE, errno.ENFILE)
+
+
+class Exchange:
+    """A handle.  It is used for one request after another; ``begin`` forgets the one before."""
+
+    __slots__ = (
+        "auth", "curl", "cut", "done", "due", "failed", "gathers", "head", "headers", "inflate", "limit", "lines",
+        "opened", "pieces", "reached", "request", "sent", "shard", "size", "status", "stream", "until", "url", "way",
+        "within",
+    )  # fmt: skip
+
+    def __init__(self, curl: Any, way: Any, shard: Any) -> None:
+        self.curl, self.way, self.shard = curl, way, shard
+        self.lines: list[bytes] = []
+        self.headers: Any = None
+        self.auth: Any = None
+        self.url = ""
+        curl.exchange = self
+        curl.setopt(pycurl.HEADERFUNCTION, self.lines.append)
+        curl.setopt(pycurl.WRITEFUNCTION, self.receive)
+        curl.setopt(pycurl.PREREQFUNCTION, self.reach)
+
+    def begin(self, request: Request, done: Done, opened: Any) -> None:
+        """Set what is new in a request.  ``opened``: what takes the pieces of a stream, or None if all are kept."""
+        curl, body = self.curl, request["body"]
+        auth = request.get("auth")
+        if request["headers"] is not self.headers or auth is not self.auth:
+            self.headers = self.auth = None
+            curl.setopt(pycurl.HTTPHEADER, header_lines(request))
+            if auth is None or auth["secret"].kind == "value":
+                self.headers, self.auth = request["headers"], auth
+        if request["url"] != self.url:
+            curl.setopt(pycurl.URL, request["url"])
+            self.url = request["url"]
+        curl.setopt(pycurl.POSTFIELDS, body)
+        if request["method"] != "POST":
+            curl.setopt(pycurl.CUSTOMREQUEST, request["method"])
+        connect, _ = request["timeout"]
+        now = time.monotonic()
+        self.due = request.get("due", math.inf)
+        self.within = max(0.001, min(connect, self.due - now))
+        self.until = now + self.within
+        self.request, self.done, self.opened = request, done, opened
+        self.sent = len(body) if len(body) <= SENT_AT_ONCE else 0
+        self.lines.clear()
+        self.pieces: list[bytes] = []
+        self.size = self.status = 0
+        self.head: dict[str, str] | None = None
+        self.reached = self.cut = self.gathers = False
+        self.stream: Any = None
+        self.failed: Exception | None = None
+
+    def reach(self, *addresses: Any) -> int:
+        """The request is about to be sent: its answer has its time from here."""
+        if self.reached:
+            return REFUSE
+        self.reached = True
+        self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
+        return GO_ON
+
+    def receive(self, data: bytes) -> int | None:
+        """Keep a piece of the body, or hand it on; -1 ends the transfer."""
+        if self.head is None and not self.read_head():
+            return -1
+        if self.stream is not None:
+            self.stream.put(data)
+            return None
+        if self.gathers:
+            return self.gather(data)
+        try:
+            for piece in self.inflate(data, False) if self.inflate is not as_it_is else (data,):
+                self.pieces.append(piece)
+                self.size += len(piece)
+                if self.size > self.limit:
+                    self.cut = True
+                    return -1
+        except ChatError as exc:
+            self.failed = exc
+            return -1
+        return None
+
+    def gather(self, data: bytes) -> int | None:
+        """Keep a piece of a stream.  A comment is no progress; after the last event the rest is not waited for long."""
+        self.pieces.append(data)
+        self.size += len(data)
+        if self.size > self.limit:
+            self.failed = too_large(self.limit)
+            return -1
+        if self.inflate is not as_it_is or b"data" in data:
+            self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
+        if data.endswith(b"\n") and DONE.search(b"".join(self.pieces[-2:])[-32:]):
+            self.cut = True
+            self.until = time.monotonic() + DRAIN
+        return None
+
+    def read_head(self) -> bool:
+        """Understand the headers, which have all arrived; whether the body is of use."""
+        try:
+            self.status, self.head = head_of(self.lines, self.request["bounds"]["headers"])
+            self.inflate: Inflate = inflater(self.head.pop("content-encoding", ""))
+        except (ChatError, OSError, http.client.HTTPException) as exc:
+            self.failed = exc
+            return False
+        good = 200 <= self.status < 300
+        self.limit = self.request["bounds"]["body"] if good else ERROR_BYTES
+        if good and self.request["stream"]:
+            if self.opened is None:
+                self.gathers = True
+            else:
+                self.stream = self.opened(self)
+                self.until = math.inf
+        return True
+
+    def headed(self) -> bool:
+        """Whether all headers have arrived; those of interim answers are none."""
+        status = STATUS.match(last_head(self.lines)[0]) if self.lines and not self.lines[-1].strip() else None
+        return status is not None and not status[1].startswith(b"1")
+
+    def expire(self, now: float) -> Exception | None:
+        """Its time is over: what that means, or None if it has more."""
+        request = self.request
+        if now < self.due:
+            if not self.reached:
+                return ConnectTimeout()
+            if self.head is None and request["stream"] and self.headed():
+                self.until = min(self.due, now + request["timeout"][1])
+                return None if self.read_head() else self.failed
+            sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) if self.sent < len(request["body"]) else 0
+            if sent > self.sent:
+                self.sent = sent
+                self.until = min(self.due, now + request["timeout"][1])
+                return None
+        return Expired()
+
+    def outcome(self, code: int, words: str, exc: Exception | None) -> Response:
+        """The response map of what came: of libcurl's code, or of what ended the transfer here."""
+        if exc is None and code == 0 and self.head is None and not self.read_head():
+            exc = self.failed
+        if exc is None and code:
+            exc = self.cause(code, words)
+        if exc is None and self.stream is None and not self.gathers:
+            exc = self.end_body()
+        if self.head is None:
+            error = self.error(exc or Expired())
+            return {**failure(error["category"], error["message"]), "error": error}
+        response: Response = {"status": self.status, "headers": self.head, "body": None}
+        if self.gathers:
+            broken: Error | None = None if exc is None else {**self.error(exc), "status": self.status}
+            body = gathered(self.pieces, self.inflate, self.status, broken)
+            return cast(Response, {**response, "body": body, "arrived": True})
+        if exc is not None:
+            return {**response, "error": {**self.error(exc), "status": self.status}}
+        pieces = self.pieces
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {**response, "body": whole[: self.limit] if self.cut else whole}
+
+    def end_body(self) -> Exception | None:
+        try:
+            self.pieces.extend(() if self.inflate is as_it_is else self.inflate(b"", True))
+        except ChatError as exc:
+            return exc
+        return None
+
+    def cause(self, code: int, words: str) -> Exception | None:
+        """libcurl's failure as an exception of the default transport's, which knows the words for it."""
+        if self.cut:  # as much of an error's body, or of a stream, as is of use
+            good = 200 <= self.status < 300
+            return too_large(self.limit) if good and not self.gathers else None
+        if self.failed is not None:
+            return self.failed
+        if self.curl.getinfo(pycurl.OS_ERRNO) in FULL:
+            return OSError("too many open files in this process: raise its limit (ulimit -n), or send fewer at once")
+        return cause_of(code, words, self.way.proxy)
+
+    def error(self, exc: Exception) -> Error:
+        """The error map of what ended the transfer."""
+        if isinstance(exc, ChatError):
+            return exc.error
+        request = self.request
+        attempt = Attempt(self.due, request["timeout"][1], 0.0, self.within, 0)
+        attempt.received = len(self.lines) + self.size
+        return error_of(exc, request, attempt)
+
+
+def header_lines(request: Request) -> list[str]:
+    """The headers as libcurl takes them; a name without a value is one that it must not add of its own."""
+    headers = {"accept-encoding": ACCEPTED, **wire_headers(request)}
+    own = [f"{name}:" for name in ("accept", "content-type", "expect") if name not in headers]
+    return own + [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()]
+
+
+def last_head(lines: list[bytes]) -> list[bytes]:
+    """The lines of the last head that began: those before it are of interim answers."""
+    begun = (n for n in range(len(lines) - 1, 0, -1) if lines[n].startswith(b"HTTP/") and not lines[n - 1].strip())
+    return lines[next(begun, 0) :]
+
+
+def head_of(lines: list[bytes], most: int) -> tuple[int, dict[str, str]]:
+    """The status and the headers of an answer; raises if they are too large, or leave in doubt where its body ends."""
+    text = b"".join(lines)
+    if len(text) > most:
+        raise HeadTooLarge
+    if lines.count(b"\r\n") != 1:
+        text = b"".join(last_head(lines))
+    first = STATUS.match(text)
+    if first is None or first[1] == b"101":
+        raise http.client.HTTPException("its status is none")
+    found: dict[str, str] = {}
+    for line in text.decode("latin-1").split("\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            name, value = name.lower(), value.strip()
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    if "transfer-encoding" in found and found["transfer-encoding"].lower() != "chunked":
+        raise http.client.HTTPException("its transfer coding is unknown")
+    if not found.get("content-length", "0").isdigit():
+        lengths = {part.strip() for part in found["content-length"].split(",")}
+        if len(lengths) > 1 or not all(n.isascii() and n.isdigit() for n in lengths):
+            raise http.client.HTTPException("its content-length is no number")
+    return int(first[1]), found
+
+
+def cause_of(code: int, words: str, proxy: str) -> Exception:
+    """An exception of requests' or http.client's for a code of libcurl's."""
+    if code in BROKEN:
+        return BROKEN[code]()
+    if code in TLS:
+        return SSLError(words)
+    if proxy and (code in (pycurl.E_COULDNT_CONNECT, pycurl.E_COULDNT_RESOLVE_PROXY, PROXY) or "CONNECT" in words):
+        return ProxyError(f"{words} (SOCKS)" if proxy.startswith("socks") else words)
+    if code == TOO_LARGE or "response headers" in words:
+        return HeadTooLarge()
+    if code in IMPROPER:
+        return http.client.HTTPException(words)
+    if "chunk" in words:
+        return http.client.HTTPException("its chunks are malformed")
+    if code in (pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, 16, 92):  # CURLE_HTTP2, CURLE_HTTP2_STREAM
+        return ConnectionError(words)
+    return OSError(words)
+
+
+def gathered(pieces: list[bytes], inflate: Inflate, status: int, error: Error | None) -> Iterator[bytes]:
+    """The decoded bytes of a stream that has arrived, and at their end what broke it."""
+    try:
+        for data in pieces:
+            yield from inflate(data, False)
+        if error is None:
+            yield from inflate(b"", True)
+    except ChatError as exc:
+        error = {**exc.error, "status": status}
+    if error is not None:
+        raise ChatError(error)
