@@ -6,22 +6,25 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from chatfn.cli.output import whole_file
-from chatfn.cli.progress import clock
+from chatfn.cli.progress import clock, cost_text
 from chatfn.cli.shown import json_of, say, shown
 from chatfn.cli.table import format_of
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import row_writer
 from chatfn.journal.files import schema
 from chatfn.journal.report import export, summary
+from chatfn.journal.spent import by_day
+from chatfn.prices import NO_LIBRARY, has_library, library_name, lookup_of
 from chatfn.spec import Json
 
 NAMED = 20  # unknown calls that are named one by one
 
 
-def show_journal(path: str | None, as_json: bool, target: str | None, sql: bool) -> None:
+def show_journal(path: str | None, as_json: bool, target: str | None, sql: bool, prices: Json | None = None) -> None:
     """Show, or export, what is asked for; raises ``Misused``, and ``ValueError`` for what is no journal."""
     if sum((as_json, target is not None, sql)) > 1:
         raise Misused("--json, --export and --sql are three things: give one of them")
@@ -32,9 +35,15 @@ def show_journal(path: str | None, as_json: bool, target: str | None, sql: bool)
     elif target is not None:
         write_export(path, target)
     elif as_json:
-        say(json_of(summary(path), sys.stdout.encoding, 2))
+        say(json_of(whole_summary(path, prices), sys.stdout.encoding, 2))
     else:
-        say(shown("\n".join(summary_lines(path, summary(path))), sys.stdout.isatty()))
+        say(shown("\n".join(summary_lines(path, whole_summary(path, prices))), sys.stdout.isatty()))
+
+
+def whole_summary(path: str, prices: Json | None) -> dict[str, Any]:
+    """A summary, with what was used and paid by day and model, and whose prices these are."""
+    sources = [*(["the table given"] if prices else []), *([library_name()] if has_library() else [])]
+    return {**summary(path), "by_day": by_day(path, lookup_of(prices)), "prices": sources}
 
 
 def write_export(path: str, target: str) -> None:
@@ -75,9 +84,29 @@ def summary_lines(path: str, found: Json) -> Iterator[str]:
         yield f"           … and {len(unknown) - NAMED:,} more; --json has them all"
     yield f"cached     {found['cached']:,}{' answered from here' if found['cached'] else ''}"
     yield f"tokens     {tokens['total']:,} ({tokens['prompt']:,} of prompts, {tokens['completion']:,} of completions)"
+    yield from cost_lines(found.get("by_day", []), found.get("prices", []))
     if found["slowest"]:
         yield "slowest"
         yield from (call_line(call, f"{call['seconds']:.3g} s") for call in found["slowest"])
+
+
+def cost_lines(days: list[Json], prices: list[str]) -> Iterator[str]:
+    """What was used and paid, by day and model.
+
+    >>> day = {"day": "2026-11-23", "model": "m", "calls": 2, "tokens": {"total": 40}, "usd": 0.5, "unpriced": 1}
+    >>> print(*cost_lines([day], ["the table given"]), sep="\\n")
+    cost       $0.5000 and 1 of unknown cost (prices: the table given)
+               2026-11-23  m  2 calls  40 tokens  $0.5000 and 1 of unknown cost
+    """
+    known = [Decimal(str(entry["usd"])) for entry in days if entry["usd"] is not None]
+    unpriced = sum(entry["unpriced"] for entry in days)
+    cost = cost_text(sum(known, Decimal(0)) if known else None, unpriced)
+    if cost:
+        yield f"cost       {cost} (prices: {', '.join(prices) or NO_LIBRARY})"
+    for entry in days:
+        used = f"{entry['calls']:,} calls  {entry['tokens']['total']:,} tokens"
+        paid = cost_text(entry["usd"], entry["unpriced"])
+        yield f"           {entry['day']}  {entry['model'] or 'no model'}  {used}{f'  {paid}' if paid else ''}"
 
 
 def span_of(found: Json) -> str:

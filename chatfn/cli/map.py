@@ -22,7 +22,9 @@ from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import Write, row_writer
 from chatfn.client import STACK
+from chatfn.errors import ChatError
 from chatfn.pipeline import map_chat
+from chatfn.prices import has_library
 
 SOME_ERRORS = 3  # exit status
 
@@ -49,7 +51,7 @@ def run_map(job: Job) -> int:
                 raise
             note([f"stopped after {tally.deref().rows:,} rows; {advice(job)}"])
             return 128 + stop.signals[-1]
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, ChatError) as exc:
             if tally.deref().rows and not isinstance(exc, BrokenPipeError):
                 exc.add_note(advice(job))
             raise
@@ -121,7 +123,10 @@ def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: 
         if job.journal is None
         else [["journal", {"path": job.journal, "errors": "resend" if job.retry_errors else "keep"}]]
     )
-    options = {**job.options, "middleware": [gate(stop.event.is_set), *journal, *STACK]}
+    prices = {} if job.prices is None else {"prices": job.prices}
+    cost = [["cost", prices]] if prices or has_library() else []
+    budget = [] if job.budget is None else [["budget", {"usd": job.budget, **prices}]]
+    options = {**job.options, "middleware": [gate(stop.event.is_set), *cost, *journal, *STACK, *budget]}
     for row in map_chat(rows, options, concurrency=job.concurrency):
         if not stop.event.is_set():
             try:

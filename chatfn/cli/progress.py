@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, NamedTuple, TextIO
 
 from pyrsistent import PMap, pmap
@@ -31,6 +32,8 @@ class Tally(NamedTuple):
     tokens: int = 0
     cut: int = 0  # answers that end at their limit of tokens
     bad: int = 0  # rows that could not be read
+    usd: Decimal | None = None  # what this run cost, as far as it is known
+    unpriced: int = 0  # rows of unknown cost
 
 
 class Look(NamedTuple):
@@ -45,7 +48,7 @@ def counted(tally: Tally, row: Json) -> Tally:
     """The tally with one more row of a map.
 
     >>> counted(Tally(), {"response": {"usage": None}, "usage": {"total_tokens": 7}, "cached": True})
-    Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0)
+    Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0)
     """
     tokens = (row.get("usage") or {}).get("total_tokens")
     reasons = [choice.get("finish_reason") for choice in choices_of(row.get("response")) if isinstance(choice, dict)]
@@ -60,7 +63,30 @@ def counted(tally: Tally, row: Json) -> Tally:
         tally.tokens + (tokens if isinstance(tokens, int) else 0),
         tally.cut + ("length" in reasons),
         tally.bad,
+        *costs(tally, row),
     )
+
+
+def costs(tally: Tally, row: Json) -> tuple[Decimal | None, int]:
+    """``usd`` and ``unpriced`` with one more row; an answer from the journal was paid for before."""
+    if "cost" not in row or row.get("cached"):
+        return tally.usd, tally.unpriced
+    usd = row["cost"]["usd"]
+    if usd is None:
+        return tally.usd, tally.unpriced + 1
+    return (tally.usd or Decimal(0)) + Decimal(str(usd)), tally.unpriced
+
+
+def cost_text(usd: Decimal | float | None, unpriced: int) -> str | None:
+    """
+    >>> cost_text(Decimal("1.5"), 0), cost_text(Decimal("0.00021"), 3), cost_text(None, 3), cost_text(None, 0)
+    ('$1.50', '$0.0002 and 3 of unknown cost', '3 of unknown cost', None)
+    """
+    parts = [
+        *([] if usd is None else [f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"]),
+        *([f"{unpriced:,} of unknown cost"] if unpriced else []),
+    ]
+    return " and ".join(parts) or None
 
 
 def progress_text(tally: Tally, total: int | None, first: Look, last: Look) -> str:
@@ -78,6 +104,9 @@ def progress_text(tally: Tally, total: int | None, first: Look, last: Look) -> s
         f"{speed:,.0f} rows/s" if speed >= 10 or not speed else f"{speed:.2g} rows/s",
         f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s",
     ]
+    cost = cost_text(tally.usd, tally.unpriced)
+    if cost:
+        parts.append(cost)
     if total is not None and speed and (total - tally.rows) / speed < LONG:
         parts.append(f"{clock((total - tally.rows) / speed)} left")
     return ", ".join(parts)
@@ -107,7 +136,9 @@ def summary_text(tally: Tally, seconds: float) -> str:
         *([f"{errors:,} with an error ({kinds})"] if errors else []),
         *([f"{tally.bad:,} bad lines"] if tally.bad else []),
     ]
-    return f"{tally.rows:,} rows: {', '.join(parts)}; {tally.tokens:,} tokens; {seconds:.1f} s"
+    cost = cost_text(tally.usd, tally.unpriced)
+    used = f"{tally.tokens:,} tokens{f', {cost}' if cost else ''}"
+    return f"{tally.rows:,} rows: {', '.join(parts)}; {used}; {seconds:.1f} s"
 
 
 @contextmanager

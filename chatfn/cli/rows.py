@@ -34,6 +34,8 @@ class Job(NamedTuple):
     full: bool = False
     parse: bool = False  # answers are JSON
     bad: str | None = None
+    budget: str | None = None  # dollars
+    prices: Json | None = None
 
 
 def table_columns(job: Job, table: Table) -> Any:

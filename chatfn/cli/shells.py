@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from chatfn.cli.rows import Job
 from chatfn.cli.template import params_maker, response_format_of, template_of
 from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, options_of, params_of
 from chatfn.impls import IMPLS
+from chatfn.prices import lookup_of
 
 
 @contextmanager
@@ -63,6 +65,9 @@ def param_option(more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return click.option("--param", "given", multiple=True, metavar="KEY=VALUE", callback=params_option, help=text)
 
 
+PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes before the known prices."
+
+
 @click.command("map")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
@@ -78,6 +83,8 @@ def param_option(more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 @click.option("--retry-errors", is_flag=True, help="Send rows again that the journal has errors of.")
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="The first N rows only.")
 @click.option("--full", is_flag=True, help="Write each row's whole response or error, and its usage.")
+@click.option("--budget", metavar="USD", help="Dollars that this run and earlier ones of its journal may cost at most.")
+@click.option("--prices", metavar="FILE", help=PRICES_HELP)
 @click.option("--bad", metavar="FILE", help="Where lines go that can't be read; without it they stop the run.")
 @connection
 def map_command(
@@ -90,6 +97,8 @@ def map_command(
     schema: str | None,
     journal: str | None,
     retry_errors: bool,
+    budget: str | None,
+    prices: str | None,
     **rest: Any,
 ) -> int:
     """Ask for every row of IN, and write the rows to OUT with an answer, or an error, each.
@@ -121,6 +130,8 @@ def map_command(
             journal=journal or journal_of(target),
             retry_errors=retry_errors,
             parse=schema is not None,
+            budget=budget,
+            prices=prices_in(prices),
             **rest,
         )
         return run_map(job)
@@ -134,6 +145,20 @@ def schema_format(path: str) -> dict[str, Any]:
     raise ValueError(problem)
 
 
+def prices_in(path: str | None) -> dict[str, Any] | None:
+    """The price table in a file; raises ``ValueError`` for a wrong one."""
+    if path is None:
+        return None
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_float=str)
+        lookup_of(table)
+    except ValueError as exc:
+        problem = f"{path}: {exc}"
+    else:
+        return dict(table)
+    raise ValueError(problem)
+
+
 @click.command("journal")
 @click.argument("path", metavar="FILE", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
@@ -142,8 +167,10 @@ def schema_format(path: str) -> dict[str, Any]:
     metavar="OUT",
     help="Write JSON lines of params and completion; - is standard output.",
 )
+@click.option("--prices", metavar="FILE", help=PRICES_HELP)
 @click.option("--sql", is_flag=True, help="Print the SQL schema of journals; needs no FILE.")
-def journal_command(path: str | None, as_json: bool, export: str | None, sql: bool) -> None:
-    """Show what the journal FILE knows: calls, answers, errors, calls whose outcome is not known, tokens, times."""
+def journal_command(path: str | None, as_json: bool, export: str | None, prices: str | None, sql: bool) -> None:
+    """Show what the journal FILE knows: calls, answers, errors, calls whose outcome is not known, tokens, times, and
+    what was used and paid on each day for each model."""
     with as_usage():
-        show_journal(path, as_json, export, sql)
+        show_journal(path, as_json, export, sql, prices_in(prices))
