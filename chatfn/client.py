@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from inspect import signature
 from typing import Any, cast
 
@@ -15,19 +15,41 @@ from chatfn.chunks import collector
 from chatfn.core import NO_OPTIONS, auth_of, completion_of, requester
 from chatfn.errors import ChatError, category_of
 from chatfn.impls import variables_of
-from chatfn.journal import journal
+from chatfn.journal import budget, journal
 from chatfn.middleware import is_async
+from chatfn.middleware.balance import balance
 from chatfn.middleware.call import authorize, redirected, timed, tracing
 from chatfn.middleware.codec import codec
+from chatfn.middleware.cost import cost
+from chatfn.middleware.fallback import fallback
 from chatfn.middleware.retry import retry
+from chatfn.middleware.targets import LAYERS, targets_in, told, with_targets
 from chatfn.options import CREDENTIALS, check_secret, headers_of, impl_of, nearest, resolve, sealed
 from chatfn.secret import seal
 from chatfn.spec import AsyncHandler, Handler, Json, Middleware, Options, Response
 from chatfn.transports import NETWORK, aclose, close, default_async, named, transport_of
 
-TABLE: dict[str, Callable[..., Middleware]] = {"journal": journal, "retry": retry}
+TABLE: dict[str, Callable[..., Middleware]] = {
+    "cost": cost,
+    "journal": journal,
+    "fallback": fallback,
+    "balance": balance,
+    "retry": retry,
+    "budget": budget,
+}
 MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap(TABLE)
 STACK = (["retry", {"attempts": 3}],)
+MONEY = (  # outer, inner, and why not the other way round
+    ("retry", "budget", "a budget outside a retry would hold one attempt and pay for several"),
+    ("budget", "limit", "a budget inside a limit would hold up those who wait for their turn"),
+    ("journal", "budget", "a budget outside a journal would hold money for answers that are at hand"),
+    ("cost", "journal", "a cost inside a journal would not be there for answers that are at hand"),
+    ("cost", "retry", "a cost inside a retry would be that of the last attempt"),
+    ("cost", "fallback", "a cost inside a fallback would be that of one target"),
+    ("cost", "balance", "a cost inside a balance would be that of one target"),
+    ("cost", "budget", "a cost inside a budget would be that of one attempt"),
+)
+INSIDE = ("limit", "budget")  # of each target its own
 
 
 def environment(options: Json) -> dict[str, Any]:
@@ -45,7 +67,8 @@ def resolved(options: Any) -> Options:
     """Options complete with the environment's; a transport of the network has its credential."""
     if not isinstance(options, Mapping):
         return resolve(options)
-    return resolve(options, environment(options))
+    found = environment(options)
+    return with_targets(resolve(options, found), options, found, environment)
 
 
 def layer(item: Any) -> Middleware:
@@ -88,6 +111,46 @@ def check_order(items: Any) -> None:
             "a journal inside a retry would take each attempt for a call of its own; "
             'put "journal" before "retry" in the option \'middleware\''
         )
+    check_order_of_targets(names)
+    check_order_of_money(names)
+
+
+def check_order_of_targets(names: Sequence[str | None]) -> None:
+    """Raise for a layer on the wrong side of one that sends a call to other targets."""
+    places = [place for place, name in enumerate(names) if name in LAYERS]
+    if len(places) > 1:
+        raise ValueError('both "fallback" and "balance" try all targets; name one, once, in the option \'middleware\'')
+    for place in places:
+        if "journal" in names[place:]:
+            raise ValueError(
+                f"a {names[place]} outside of the journal would have each target's answer kept as that of a call of "
+                f'its own; put "journal" before "{names[place]}" in the option \'middleware\''
+            )
+        for name in INSIDE:
+            if name in names[:place]:
+                raise ValueError(
+                    f"a {name} outside of the {names[place]} can't tell one target from another; "
+                    f'put "{names[place]}" before "{name}" in the option \'middleware\''
+                )
+
+
+def check_order_of_money(names: Sequence[str | None]) -> None:
+    """Raise for a layer that would not see all that is paid, or that would count what is not."""
+    if names.count("budget") > 1:
+        raise ValueError('two budgets around one call; give "usd" and "tokens" to one')
+    for outer, inner, why in MONEY:
+        if outer in names and inner in names[: names.index(outer)]:
+            raise ValueError(f'{why}; put "{outer}" before "{inner}" in the option \'middleware\'')
+
+
+def linked(items: Sequence[Any]) -> list[Any]:
+    """The middleware with what layers have to know of each other: a budget counts what its journal has paid for."""
+    found = [(None, {}) if callable(item) else named(item, "middleware") for item in items]
+    path = next((settings.get("path") for name, settings in found if name == "journal"), None)
+    return [
+        [name, {"journal": path, **settings}] if name == "budget" and path is not None else item
+        for item, (name, settings) in zip(items, found, strict=True)
+    ]
 
 
 def layers_of(options: Options) -> list[Middleware]:
@@ -96,7 +159,7 @@ def layers_of(options: Options) -> list[Middleware]:
     check_order(options.get("middleware", STACK))
     return [
         timed(),
-        *map(layer, options.get("middleware", STACK)),
+        *map(layer, linked(options.get("middleware", STACK))),
         authorize(),
         *([] if trace is None else [tracing(trace)]),
         codec(options.get("category_of", category_of)),
@@ -106,6 +169,12 @@ def layers_of(options: Options) -> list[Middleware]:
 
 def check_credential(options: Options, name: Any) -> None:
     """Raise now, and not at the first attempt, if the network's transport would lack a credential."""
+    check_own_credential(options, name)
+    for target in targets_in(options):
+        told(f"the target {target.name}", partial(check_own_credential, target.options, name))
+
+
+def check_own_credential(options: Options, name: Any) -> None:
     auth = auth_of(options, headers_of(options.get("request", {}).get("headers") or {}))
     if auth is not None and isinstance(name, str) and name in NETWORK:
         if auth["secret"].kind == "absent":
@@ -161,7 +230,8 @@ def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
     name = options.get("transport", default_async())
     transport = transport_of(name)
     check_credential(options, name)
-    handler = handler_of(options, transport if is_async(transport) else threaded(transport))
+    awaited = transport if is_async(transport) else getattr(transport, "awaited", None) or threaded(transport)
+    handler = handler_of(options, awaited)
 
     request_of = requester(options)
 

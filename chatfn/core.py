@@ -96,6 +96,8 @@ def requester(options: Options) -> Callable[[Json], Request]:
         deadline = options.get("deadline", None if stream else DEADLINE)
         body = impl["body"](data, options)
         found = {**common, "url": url, "body": body, "stream": stream, "deadline": deadline}
+        if body.get("model") != data.get("model"):
+            found["model"] = data.get("model")  # as asked, where the body does not say it
         check_exposure(found, options)
         return cast(Request, found)
 

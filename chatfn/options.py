@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from pyrsistent import thaw
+from pyrsistent import PVector, thaw
 from toolz import keymap, merge, valfilter
 
 from chatfn.impls import IMPLS, azure_endpoint
@@ -27,6 +27,9 @@ REQUEST_KEYS = frozenset({"headers", "query", "timeout", "proxies", "verify", "c
 TEXTS = frozenset({"api_endpoint", "api_version", "deployment", "organization", "project", "openai_beta"})
 FUNCTIONS = frozenset({"on_next", "trace", "category_of"})
 FLAGS = ("allow_http", "full_response")
+SEALED_ALIKE = CREDENTIALS | {"api_endpoint", "impl", "request"}  # in the settings of middleware too
+DEEPEST_SETTING = 20
+OF_TARGETS = ("model",)  # what a target has beside options
 
 # Seconds to connect and of silence, and bytes; each is an option, and is named by the error that it ends in.
 TIMEOUT = (5.0, 600.0)
@@ -72,7 +75,32 @@ def sealed_option(name: str, value: Any) -> Any:
         return hidden(value)
     if name == "impl" and isinstance(value, Mapping) and isinstance(value.get("defaults"), Mapping):
         return {**value, "defaults": sealed_own(value["defaults"])}
+    if name == "middleware":
+        return sealed_layers(value)
     return sealed_request(value) if name == "request" else value
+
+
+def sealed_layers(value: Any, depth: int = 0) -> Any:
+    """Middleware, or settings of it, with whatever in them may be a credential sealed, however deep."""
+    if depth > DEEPEST_SETTING:
+        return hidden(value)
+    if isinstance(value, Mapping):
+        return {name: sealed_setting(spelled(name), item, depth) for name, item in value.items()}
+    if type(value) in (list, tuple) or isinstance(value, PVector):
+        items = [sealed_layers(item, depth + 1) for item in value]
+        return tuple(items) if type(value) is tuple else items
+    return value
+
+
+def sealed_setting(name: Any, value: Any, depth: int) -> Any:
+    if name in SEALED_ALIKE:
+        return sealed_option(name, value)
+    if name == "impls":
+        several = type(value) in (list, tuple) or isinstance(value, PVector)
+        return [sealed_target(item, depth) for item in value] if several else sealed_target(value, depth)
+    if is_sensitive(name) and isinstance(value, str):  # and not a number of tokens
+        return hidden(value)
+    return sealed_layers(value, depth + 1)
 
 
 def sealed_request(request: Any) -> Any:
@@ -107,6 +135,13 @@ def sealed_proxies(proxies: Any) -> Any:
     if not isinstance(proxies, Mapping):
         return hidden(proxies)
     return {name: seal(value) if isinstance(value, str) and "@" in value else value for name, value in proxies.items()}
+
+
+def sealed_target(target: Any, depth: int) -> Any:
+    """The options of one who may answer in place of the call's own impl, sealed as options are."""
+    if not isinstance(target, Mapping):
+        return sealed_layers(target, depth + 1)
+    return {**sealed(without(target, *OF_TARGETS)), **{name: target[name] for name in OF_TARGETS if name in target}}
 
 
 def impl_of(options: Json) -> Impl:

@@ -93,6 +93,7 @@ class Response(TypedDict):
     request_id: NotRequired[ReadOnly[str]]
     cached: NotRequired[ReadOnly[bool]]
     target: NotRequired[ReadOnly[str]]  # who answered: deployment, model or impl, and host; of fallback and balance
+    url: NotRequired[ReadOnly[str]]  # that of the target
 
 
 class Operation(TypedDict):

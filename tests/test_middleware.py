@@ -234,7 +234,7 @@ def test_an_awaitable_credential_is_awaited():
 
 
 def test_middleware_by_name_and_settings():
-    assert set(MIDDLEWARE) == {"journal", "retry"}
+    assert set(MIDDLEWARE) >= {"cost", "journal", "fallback", "balance", "retry", "budget"}
     with pytest.raises(ValueError, match="did you mean 'retry'"):
         layer(["retri", {}])
     with pytest.raises(TypeError, match="no function, name"):

@@ -57,14 +57,16 @@ def retry(
 
     A wait that the server names is taken as it is, unless it is over ``longest``; no wait passes the deadline.
     A stream is sent again only while none of its bytes has arrived.  What failed attempts used is in the response too,
-    as ``paid`` and in ``usage``.
+    as ``paid`` and in ``usage``.  A request that comes with ``attempts`` of its own has these at most, and one with an
+    ``attempt`` counts on from there.
     """
-    made, due = 0, request.get("due")
+    made, due, first = 0, request.get("due"), request.get("attempt", 1)
+    attempts = request.get("attempts", attempts)
     paid: list[Paid] = []
     response: Response | None = None
     try:
         for attempt in range(1, attempts + 1):
-            answer: Response = yield {**request, "attempt": made + 1}
+            answer: Response = yield {**request, "attempt": first + made}
             if response is not None:
                 paid += paid_of(request, response)
             response = answer
