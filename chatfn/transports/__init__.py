@@ -27,9 +27,10 @@ TRANSPORTS: PMap[str, str] = pmap(
         "record": "chatfn.transports.tape:record",
         "replay": "chatfn.transports.tape:replay",
         "scripted": "chatfn.transports.scripted:scripted",
+        "simulated": "chatfn.transports.simulated:simulated",
     }
 )
-MAKERS = frozenset({"record", "replay", "scripted"})  # functions of settings that return a transport
+MAKERS = frozenset({"record", "replay", "scripted", "simulated"})  # functions of settings that return a transport
 NETWORK = frozenset({"requests", "aiohttp", "curl"})  # these need a credential
 EXTRAS = {"aiohttp": "async", "curl": "curl"}  # what is to be installed for a transport
 
