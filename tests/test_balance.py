@@ -17,31 +17,29 @@ from chatfn import collect, create_chat_completion, map_chat, text_of
 from chatfn.atom import Atom
 from chatfn.client import responder
 from chatfn.middleware import Sleep, WoundDown
-from chatfn.middleware.balance import (
+from chatfn.middleware.balance import SHARED, balanced, forget, take
+from chatfn.middleware.health import (
     LONGEST,
+    MOST,
     NEW,
     NOTHING_KNOWN,
-    SHARED,
     Health,
     Law,
     News,
     Turn,
-    balanced,
     chosen,
     drawn,
-    forget,
     grown,
     kind_of,
     learned,
     pause,
     probed,
     released,
-    take,
     tokens_left,
     weights_of,
 )
 from chatfn.middleware.limit.headers import Report
-from chatfn.middleware.targets import Way, as_asked
+from chatfn.middleware.ways import Way, as_asked
 
 PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 DONE = {"id": "c", "object": "chat.completion", "choices": []}
@@ -181,6 +179,13 @@ def test_what_headers_say_is_kept_of_errors_too():
     state = learned(NOTHING_KNOWN, "a", News("failing", 1.0, 2.0, 0.0, headers), LAW)
     assert state["a"].tokens == Report(10.0, 7.0, None)
     assert learned(state, "a", News("well", 9.0, 9.0), LAW)["a"].tokens == Report(10.0, 7.0, None)
+
+
+def test_no_more_than_so_many_targets_are_known():
+    full = pmap({str(number): NEW for number in range(MOST)})
+    news = News("failing", 0.0, 0.0)
+    assert len(learned(full, "0", news, LAW)) == MOST
+    assert list(learned(full, "another", news, LAW)) == ["another"]
 
 
 def test_one_call_only_sees_whether_a_target_is_well_again():

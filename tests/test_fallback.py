@@ -16,7 +16,8 @@ from chatfn.client import layers_of, resolved
 from chatfn.core import requester
 from chatfn.middleware import Call, Sleep, WoundDown
 from chatfn.middleware.fallback import failing_over, fallback
-from chatfn.middleware.targets import (
+from chatfn.middleware.targets import targets_in
+from chatfn.middleware.ways import (
     CONDITIONS,
     Way,
     as_asked,
@@ -26,7 +27,6 @@ from chatfn.middleware.targets import (
     reasons,
     rebuilt,
     resumed,
-    targets_in,
 )
 from chatfn.options import resolve, sealed
 
@@ -484,11 +484,12 @@ def test_wound_down_it_returns_what_it_has():
         flow.throw(WoundDown())
 
 
-def test_params_without_a_model_are_refused_before_anything_is_sent():
+@pytest.mark.parametrize("model", [{}, {"model": ".."}, {"model": 5}])
+def test_params_whose_model_is_no_name_are_refused_before_anything_is_sent(model):
     with raw_server([answer({}, 503)]) as a:
         azure = {"impl": "azure", "api_endpoint": "https://w.example", "api_key": OTHER}
-        with pytest.raises(ValueError, match="no deployment"):
-            create_chat_completion({"messages": []}, beside(a, azure))
+        with pytest.raises(ValueError, match=r"no deployment|is no name"):
+            create_chat_completion({"messages": [], **model}, beside(a, azure))
         assert a.requests == []
 
 

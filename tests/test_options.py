@@ -512,3 +512,45 @@ def test_what_the_connection_needs_passes_through() -> None:
     assert with_user == "***"
     assert with_user.reveal() == "http://me:word@p:1"
     assert request(request={"verify": False})["verify"] is False
+
+
+# --- settings of middleware ---------------------------------------------------------------------------------------
+
+KEY = "sk-0123456789abcdef"
+HOLDERS: list[Any] = [
+    [["fallback", {"impls": [{"api_key": KEY}]}]],
+    [("fallback", {"impls": ({"api-key": KEY, "model": "m"},)})],
+    [["fallback", {"impls": {"oops": KEY}}]],
+    [["fallback", {"impls": [[{"ad_token": KEY}], "azure"]}]],
+    [["fallback", {"impls": [{"impl": {"defaults": {"api_key": KEY}}}]}]],
+    [["fallback", {"impls": [{"request": {"headers": {"authorization": KEY}}}]}]],
+    [["anything", {"api_endpoint": f"https://me:{KEY}@h", "deeper": [{"token": KEY}]}]],
+    {"fallback": {"api_key": KEY}},
+]
+
+
+@pytest.mark.parametrize("layers", HOLDERS)
+@pytest.mark.parametrize("wrap", [lambda options: options, freeze])
+def test_credentials_in_settings_of_middleware_are_sealed(layers: Any, wrap: Any) -> None:
+    found = sealed(wrap({"middleware": layers}))
+    assert KEY not in repr(found)
+    assert sealed(found) == found
+    assert KEY in repr(layers)
+
+
+def test_other_settings_of_middleware_stay_as_they_are() -> None:
+    layers = ["retry", ("limit", {"tokens": 5, "path": "p"}), print, ["fallback", {"impls": ["azure", {"model": "m"}]}]]
+    assert sealed({"middleware": layers}) == {"middleware": layers}
+
+
+def test_settings_nested_too_deeply_are_sealed_whole() -> None:
+    layers: Any = KEY
+    for _ in range(50):
+        layers = [layers]
+    assert KEY not in repr(sealed({"middleware": layers}))
+
+
+def test_a_request_names_the_model_that_was_asked_where_its_body_does_not() -> None:
+    azure = {"impl": "azure", "api_endpoint": "https://h", "deployment": "d"}
+    assert [request(**azure, api_version=version).get("model") for version in ("2024-10-21", "v1")] == ["m", "m"]
+    assert "model" not in request()

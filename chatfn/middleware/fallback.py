@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatfn.middleware import Flow, WoundDown, middleware
-from chatfn.middleware.targets import (
+from chatfn.middleware.ways import (
     Outcome,
     Way,
     asked_of,
