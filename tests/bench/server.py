@@ -2,7 +2,8 @@
 
 It prints its port, and ends when its standard input closes (its parent is gone) or after ``SECONDS``.
 A request with ``"stream": true`` gets ``max_tokens`` events, each in an HTTP chunk of its own, as the API sends them;
-many of them go into one write, as they arrive at a client that is slower than its server.
+many of them go into one write, as they arrive at a client that is slower than its server.  A request to ``/size/N/…``
+gets a text of N characters.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
-SECONDS = 900
+SECONDS = 7_200
 CONNECTIONS = 32
-REQUEST_BYTES = 1 << 20
+REQUEST_BYTES = 1 << 25
 EVENTS = 10_000_000
 EVENTS_A_WRITE = 64
+SIZE = re.compile(rb"[A-Z]+ /size/(\d+)/")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 TEXT = (
@@ -66,13 +69,17 @@ def event(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
     return chunk(chat_map("chat.completion.chunk", {"delta": delta, "finish_reason": finish_reason}))
 
 
+def whole(head: bytes, body: bytes) -> bytes:
+    return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+
+
 def chunk(data: bytes) -> bytes:
     line = b"data: " + data + b"\n\n"
     return b"%x\r\n%b\r\n" % (len(line), line)
 
 
 COMPLETION = completion()
-WHOLE = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (HEADERS, len(COMPLETION), COMPLETION)
+WHOLE = whole(HEADERS, COMPLETION)
 STREAM = HEADERS + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 FIRST = event({"role": "assistant", "content": "", "refusal": None})
 EVENT = event({"content": WORD})
@@ -88,25 +95,44 @@ def stream(count: int) -> Iterator[bytes]:
     yield EVENT * (count % EVENTS_A_WRITE) + LAST + END
 
 
-def bodies(connection: socket.socket) -> Iterator[bytes]:
-    """The bodies of the requests that arrive one after another; none is pipelined, each has its content-length."""
-    arrived = b""
-    while len(arrived) <= REQUEST_BYTES and (piece := connection.recv(1 << 16)):
-        arrived += piece
-        head, blank, body = arrived.partition(b"\r\n\r\n")
+def requests(connection: socket.socket) -> Iterator[tuple[bytes, bytes]]:
+    """Heads and bodies of the requests that arrive one after another; none is pipelined, each has its content-length."""
+    while piece := connection.recv(1 << 20):
+        head, blank, body = piece.partition(b"\r\n\r\n")
+        while not blank and (piece := connection.recv(1 << 16)):
+            head, blank, body = (head + piece).partition(b"\r\n\r\n")
         length = LENGTH.search(head)
-        if blank and len(body) >= int(length[1] if length else 0):
-            yield body
-            arrived = b""
+        left = min(int(length[1] if length else 0), REQUEST_BYTES) - len(body)
+        if left > 0 and b"100-continue" in head:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        pieces = [body]
+        while left > 0 and (piece := connection.recv(1 << 20)):
+            pieces.append(piece)
+            left -= len(piece)
+        yield head, b"".join(pieces)
+
+
+@cache
+def sized(size: int) -> bytes:
+    """An answer with a text of so many characters."""
+    text = (TEXT * (size // len(TEXT) + 1))[:size]
+    return whole(HEADERS, COMPLETION.replace(TEXT.encode(), text.encode()))
+
+
+def answer(head: bytes, body: bytes) -> Iterable[bytes]:
+    """What to write: for a path with ``/size/N/`` a text of N characters, else a whole answer or a stream."""
+    size = SIZE.match(head)
+    if size:
+        return (sized(int(size[1])),)
+    params = json.loads(body)
+    return stream(min(params["max_tokens"], EVENTS)) if params.get("stream") else (WHOLE,)
 
 
 def converse(connection: socket.socket, slots: threading.Semaphore) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with slots, connection, contextlib.suppress(ConnectionError):  # a client may leave in the middle
-        for body in bodies(connection):
-            params = json.loads(body)
-            streamed = params.get("stream", False)
-            for piece in stream(min(params["max_tokens"], EVENTS)) if streamed else (WHOLE,):
+        for head, body in requests(connection):
+            for piece in answer(head, body):
                 connection.sendall(piece)
 
 

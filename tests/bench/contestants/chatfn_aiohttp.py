@@ -1,0 +1,15 @@
+"""chatfn on its transport ``aiohttp``."""
+
+from __future__ import annotations
+
+from tests.bench.contestants import Client
+from tests.bench.contestants.chatfns import IMPORT as IMPORT
+from tests.bench.contestants.chatfns import NEEDED, client_on
+from tests.bench.contestants.chatfns import REQUIRES as COMMON
+
+PACKAGES = (*NEEDED, "aiohttp")
+REQUIRES = (*COMMON, "aiohttp")
+
+
+def client(endpoint: str) -> Client:
+    return client_on("aiohttp", endpoint, awaits=True)

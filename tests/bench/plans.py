@@ -1,0 +1,53 @@
+"""How much is measured: in seconds to see that it runs, in minutes, or all that was ever asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Plan = dict[str, Any]
+LATENCY, MAP_LATENCY = 0.05, 0.02  # seconds that the far server takes for an answer
+AT_ONCE = 200  # rows of a map in flight
+
+DEFAULT: Plan = {
+    "rounds": 5,
+    "calls": 100,
+    "events": 2_000,
+    "flight": [[10, 100], [100, 500], [1_000, 2_000], [5_000, 5_000]],  # at once, calls
+    "flight_rounds": 2,
+    "streams": [1_000, 10],  # at once, events of each
+    "sizes": [[1_000, 50], [100_000, 20], [10_000_000, 1]],  # characters of question and answer, calls
+    "size_rounds": 2,
+    "map": 20_000,  # rows
+    "map_rounds": 1,
+    "alone": {"null_calls": 3_000, "null_events": 30_000, "bare": 10_000},
+    "memory": [20_000, 200_000],  # rows
+    "answers": 50_000,  # in the journal that is replayed
+    "seconds": 120,  # for one figure of one contestant; it is left out of a measure that takes it longer
+}
+FULL: Plan = {
+    **DEFAULT,
+    "rounds": 9,
+    "flight": [[10, 200], [100, 1_000], [1_000, 5_000], [5_000, 10_000]],
+    "flight_rounds": 5,
+    "size_rounds": 5,
+    "map_rounds": 3,
+    "memory": [20_000, 2_000_000],
+    "answers": 1_000_000,
+    "seconds": 1_800,
+}
+QUICK: Plan = {
+    "rounds": 2,
+    "calls": 5,
+    "events": 100,
+    "flight": [[10, 20], [50, 50]],
+    "flight_rounds": 2,
+    "streams": [10, 3],
+    "sizes": [[100_000, 1]],
+    "size_rounds": 2,
+    "map": 200,
+    "map_rounds": 1,
+    "alone": {"null_calls": 50, "null_events": 500, "bare": 200},
+    "memory": [200, 1_000],
+    "answers": 300,
+    "seconds": 60,
+}
