@@ -116,7 +116,8 @@ def problem_of(exc: Exception) -> str:
     text = OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", KEY_OPTION.sub(set_key, str(exc)))
     if isinstance(exc, ChatError):
         wait = exc.error.get("retry_after")
-        hint = HINTS.get(exc.error["category"]) if wait is None else f"try again in {wait:.4g} s"
+        known = None if exc.error.get("code") == "budget_exceeded" else HINTS.get(exc.error["category"])
+        hint = known if wait is None else f"try again in {wait:.4g} s"
         text = f"{text.rstrip('.')}; {hint}" if hint else text
     return shown(" ".join(text.split()), True) or type(exc).__name__
 

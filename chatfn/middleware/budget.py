@@ -33,7 +33,7 @@ from chatfn.spec import Error, Json, Middleware, Request, Response
 from chatfn.usage import is_free, is_stream, model_asked, own_usage, said_of
 
 FORMAT = 256  # tokens that a server may put before the messages: its own instructions, the frame of tools
-SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5  # seconds between two looks at what is reserved
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.25  # seconds between two looks at what is reserved
 TEXTS = ("text", "refusal")
 ADDED = ("web_search_options", "data_sources")  # of a body: the server looks up text, and charges for it as input
 UNBOUNDED = (
@@ -242,8 +242,8 @@ def reserved_later(request: Request, budget: Budget, ledger: Atom[Ledger], numbe
         now = ledger.swap(reserve, number, need, budget.cap)
         if number in now.held:
             return None
-        quiet = quiet + wait if now is seen or now == seen else 0.0
-        wait, seen = min(2 * wait, LONGEST_WAIT), now
+        still = now == seen
+        quiet, wait, seen = quiet + wait if still else 0.0, min(2 * wait, LONGEST_WAIT) if still else wait, now
 
 
 def used_of(request: Request, response: Json, budget: Budget) -> Amount | None:
@@ -310,7 +310,7 @@ def input_bound(body: Json, parts: Json) -> tuple[int, tuple[str, ...]] | str:
     """The most tokens that a body is as input, and what kinds there are beside text; or why there is no bound.
 
     >>> input_bound({"messages": [{"role": "user", "content": "hi"}]}, {})
-    (304, ())
+    (301, ())
     """
     foreign, plain = foreign_in(body)
     for name in foreign:
