@@ -20,12 +20,15 @@ from chatfn.unfold import events_of, text_deltas, text_of
 
 _LATE = {  # imported at their first use
     "amap_chat": "chatfn.pipeline",
+    "diff_plans": "chatfn.pipeline.diffs",
     "echo": "chatfn.transports.echo",
     "lint": "chatfn.lints",
     "map_chat": "chatfn.pipeline",
+    "plan": "chatfn.pipeline.plans",
     "record": "chatfn.transports.tape",
     "replay": "chatfn.transports.tape",
     "scripted": "chatfn.transports.scripted",
+    "simulated": "chatfn.transports.simulated",
 }
 
 __all__ = [

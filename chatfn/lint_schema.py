@@ -21,6 +21,7 @@ KINDS = {  # of JSON, in words
     "number": "a number", "null": "null",
 }  # fmt: skip
 EXACTLY = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", type(None): "null"}
+MAPS = (dict, Mapping)  # dict first: it is found sooner
 BYTES = (bytes, bytearray, memoryview)
 LONGEST_SHOWN = 80  # characters of a value or a name
 MOST = 1_000  # findings of one value
@@ -129,6 +130,8 @@ def alternatives(schemas: Sequence[Schema], name: str) -> Check:
         several = checks.get(kind_of(value))
         if several is None:
             return wrong_kind(value, kinds, name)
+        if len(several) == 1:
+            return several[0](value)
         return min((each(value) for each in several), key=len)
 
     return check

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from chatfn.lint_rules import ROOT, SCHEMAS
-from chatfn.lint_schema import LONGEST_SHOWN, kind_of
+from chatfn.lint_schema import LONGEST_SHOWN, MAPS, kind_of
 from chatfn.spec import Json
 
 O_SERIES = re.compile(r"o\d(?![a-z0-9])")
@@ -61,7 +61,7 @@ def said(
 def items(value: Any) -> Iterator[tuple[int, Json]]:
     """The objects in an array, with their places; nothing of anything else."""
     if kind_of(value) == "array":
-        yield from ((place, item) for place, item in enumerate(value) if isinstance(item, Mapping))
+        yield from ((place, item) for place, item in enumerate(value) if isinstance(item, MAPS))
 
 
 def messages_of(params: Json, role: str) -> Iterator[tuple[int, Json]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from chatfn.core import CLIENT_PARAMS, NO_OPTIONS
 from chatfn.impls import IMPLS
 from chatfn.lint_rules import AZURE_VERSIONS, ROOT, VERSION
-from chatfn.lint_schema import LONGEST_SHOWN, MOST, Found, check_of, listed
+from chatfn.lint_schema import LONGEST_SHOWN, MAPS, MOST, Found, check_of, listed
 from chatfn.lint_words import WORDS
 from chatfn.plain import path_text, without
 from chatfn.spec import Json, Options
@@ -35,7 +35,7 @@ def lint(params: Any, options: Options | Json = NO_OPTIONS) -> list[dict[str, st
     warning temprature is not in the document: did you mean 'temperature'?
     """
     try:
-        found = list(findings(params, options if isinstance(options, Mapping) else NO_OPTIONS))
+        found = list(findings(params, options if isinstance(options, MAPS) else NO_OPTIONS))
     except Exception as exc:  # of an object of the caller's that is not what it seems
         found = [line(Found("type", "error", (), f"can't be read: {type(exc).__name__}", ROOT))]
     return sorted(found[:MOST], key=lambda each: LEVELS.index(each["level"]))
@@ -43,14 +43,14 @@ def lint(params: Any, options: Options | Json = NO_OPTIONS) -> list[dict[str, st
 
 def findings(params: Any, options: Json) -> Iterator[dict[str, str]]:
     service = service_of(options)
-    body = without(params, *CLIENT_PARAMS) if isinstance(params, Mapping) else params
+    body = without(params, *CLIENT_PARAMS) if isinstance(params, MAPS) else params
     for found in check_of(ROOT)(body):
         if service != "azure" or found[:3] != NO_MODEL:
             mild = service != "openai" and found.rule == "unknown"
             yield line(found._replace(level="info") if mild else found)
     if service == "azure":
         yield from map(line, azure_versions(options))
-    if isinstance(body, Mapping):
+    if isinstance(body, MAPS):
         name = body.get("model") or options.get("deployment")
         model = name.rpartition("/")[2].removeprefix("ft:") if isinstance(name, str) else ""
         for said in WORDS:
@@ -74,13 +74,13 @@ def line(found: Found, words: str = "") -> dict[str, str]:
 def service_of(options: Json) -> str:
     """Whose document counts: "openai", "azure", or "other" for those who speak OpenAI's API their own way."""
     impl = options.get("impl") or "openai"
-    own = impl if isinstance(impl, Mapping) else IMPLS.get(impl) if isinstance(impl, str) else None
+    own = impl if isinstance(impl, MAPS) else IMPLS.get(impl) if isinstance(impl, str) else None
     if own is None:
         return "other"
     if own.get("url") is IMPLS["azure"]["url"]:
         return "azure"
     defaults = own.get("defaults")
-    endpoint = options.get("api_endpoint") or (defaults.get("api_endpoint") if isinstance(defaults, Mapping) else None)
+    endpoint = options.get("api_endpoint") or (defaults.get("api_endpoint") if isinstance(defaults, MAPS) else None)
     return "openai" if "openai.com" in str(endpoint) else "other"
 
 

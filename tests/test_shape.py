@@ -184,7 +184,18 @@ def test_the_exported_names_are_those() -> None:
 def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
     assert [
         getattr(chatfn, name).__name__
-        for name in ("echo", "lint", "map_chat", "amap_chat", "record", "replay", "scripted", "simulated")
+        for name in (
+            "diff_plans",
+            "echo",
+            "lint",
+            "map_chat",
+            "amap_chat",
+            "plan",
+            "record",
+            "replay",
+            "scripted",
+            "simulated",
+        )
     ]
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = chatfn.nonsense

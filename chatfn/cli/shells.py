@@ -65,6 +65,9 @@ def param_option(more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return click.option("--param", "given", multiple=True, metavar="KEY=VALUE", callback=params_option, help=text)
 
 
+LIMITS_HELP = (
+    """--plan: '{"rpm": …, "tpm": …, "concurrency": …, "latency": …}': a minute's requests and tokens, and seconds."""
+)
 PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes before the known prices."
 
 
@@ -86,6 +89,13 @@ PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes be
 @click.option("--budget", metavar="USD", help="Dollars that this run and earlier ones of its journal may cost at most.")
 @click.option("--prices", metavar="FILE", help=PRICES_HELP)
 @click.option("--bad", metavar="FILE", help="Where lines go that can't be read; without it they stop the run.")
+@click.option("--plan", "planned", is_flag=True, help="Print what this would send and cost, and send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="--plan as JSON, to be saved and compared with.")
+@click.option(
+    "--against", metavar="FILE", help="--plan: which rows differ from those of that saved plan, and their cost."
+)
+@click.option("--limits", metavar="JSON", help=LIMITS_HELP)
+@click.option("--output-tokens", metavar="LOW-HIGH", help="--plan: how long answers are, if the params do not say.")
 @connection
 def map_command(
     source: str,
@@ -99,6 +109,11 @@ def map_command(
     retry_errors: bool,
     budget: str | None,
     prices: str | None,
+    planned: bool,
+    as_json: bool,
+    against: str | None,
+    limits: str | None,
+    output_tokens: str | None,
     **rest: Any,
 ) -> int:
     """Ask for every row of IN, and write the rows to OUT with an answer, or an error, each.
@@ -134,6 +149,12 @@ def map_command(
             prices=prices_in(prices),
             **rest,
         )
+        if planned:
+            from chatfn.cli.plan import Asked, limits_in, output_in, show_plan  # at its first use
+
+            return show_plan(job, Asked(limits_in(limits), output_in(output_tokens), as_json, against))
+        if as_json or against or limits or output_tokens:
+            raise Misused("--json, --against, --limits and --output-tokens are for --plan")
         return run_map(job)
 
 
