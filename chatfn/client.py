@@ -22,6 +22,7 @@ from chatfn.middleware.call import authorize, redirected, timed, tracing
 from chatfn.middleware.codec import codec
 from chatfn.middleware.cost import cost
 from chatfn.middleware.fallback import fallback
+from chatfn.middleware.limit import limit
 from chatfn.middleware.retry import retry
 from chatfn.middleware.targets import LAYERS, targets_in, told, with_targets
 from chatfn.options import CREDENTIALS, check_secret, headers_of, impl_of, nearest, resolve, sealed
@@ -36,6 +37,7 @@ TABLE: dict[str, Callable[..., Middleware]] = {
     "balance": balance,
     "retry": retry,
     "budget": budget,
+    "limit": limit,
 }
 MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap(TABLE)
 STACK = (["retry", {"attempts": 3}],)
@@ -113,6 +115,7 @@ def check_order(items: Any) -> None:
         )
     check_order_of_targets(names)
     check_order_of_money(names)
+    check_order_of_limits(names)
 
 
 def check_order_of_targets(names: Sequence[str | None]) -> None:
@@ -141,6 +144,18 @@ def check_order_of_money(names: Sequence[str | None]) -> None:
     for outer, inner, why in MONEY:
         if outer in names and inner in names[: names.index(outer)]:
             raise ValueError(f'{why}; put "{outer}" before "{inner}" in the option \'middleware\'')
+
+
+def check_order_of_limits(names: Sequence[str | None]) -> None:
+    """Raise for a limit that would not count every send, or would count one twice."""
+    if names.count("limit") > 1:
+        raise ValueError('two limits around one call would count each request twice; give all settings to one "limit"')
+    for name in ("retry", "journal"):
+        if name in names and "limit" in names[: names.index(name)]:
+            why = "would not see what is sent again" if name == "retry" else "would hold up answers that are at hand"
+            raise ValueError(
+                f'a limit outside a {name} {why}; put "{name}" before "limit" in the option \'middleware\''
+            )
 
 
 def linked(items: Sequence[Any]) -> list[Any]:
