@@ -274,6 +274,29 @@ def test_running_again_sends_nothing_and_gives_the_same_bytes(
     assert parts(tmp_path) == []
 
 
+def test_a_full_row_says_of_its_attempts_the_same_when_it_comes_from_the_journal(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 9), tmp_path / "out.jsonl"
+    failed = set[str]()
+
+    def answers(request: dict[str, Any]) -> list[Any]:
+        asked = json.loads(request["body"])["messages"][-1]["content"]
+        if int(asked) % 3 == 2 or (asked not in failed and int(asked) % 3):
+            failed.add(asked)
+            return [answer({"error": {"message": "later"}}, 429, retry_after_ms=1)]
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return [answer({"id": "c", "choices": [{"index": 0, "message": {"content": "a"}}], "usage": usage})]
+
+    with raw_server(answers) as server:
+        args = ["map", source, out, "--prompt", "{n}", "--full"]
+        variables = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": server.url}
+        assert shell(*args, **variables)[0] == 3
+        first, sent = out.read_bytes(), len(server.requests)
+        assert [row["attempts"] for row in rows_in(out)] == [1, 2, 3] * 3
+        assert [row["usage"] and row["usage"]["total_tokens"] for row in rows_in(out)] == [2, 2, None] * 3
+        assert shell(*args, **variables)[0] == 3
+        assert (out.read_bytes(), len(server.requests)) == (first, sent)
+
+
 def test_columns_keep_their_kinds_in_parquet(tmp_path: Path, capfd: Any) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     moment = __import__("datetime").datetime(2026, 1, 2, 3, 4, 5)
@@ -330,10 +353,13 @@ def test_bad_lines_stop_the_run_before_anything_is_sent(tmp_path: Path) -> None:
         assert "2 bad lines" in noted
         asked = len(server.requests)
         status, said, noted = shell("map", "-", "-", "--prompt", "{n}", stdin=source.read_bytes(), **variables)
-        assert (status, said) == (1, '{"n": 1, "answer": "re 1"}\n')
+        assert (status, said, len(server.requests)) == (1, "", asked)
         assert "-, line 2: no column 'n'" in noted
-        assert len(server.requests) == asked + 1
+        assert "2 bad lines, nothing was sent" in noted
         assert shell(*args, "--limit", "1", **variables)[0] == 0
+        stdin = source.read_bytes()
+        status, said, _ = shell("map", "-", "-", "--prompt", "{n}", "--limit", "1", stdin=stdin, **variables)
+        assert (status, said) == (0, '{"n": 1, "answer": "re 1"}\n')
 
 
 @pytest.mark.parametrize(
@@ -519,15 +545,58 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in noted
 
 
-def test_a_signal_ends_the_wait_for_a_row(tmp_path: Path) -> None:
-    with paid_server() as server, started(server, "-", "-", "--prompt", "{n}") as found:
+def test_the_rows_of_a_pipe_are_answered_as_they_come_if_bad_lines_have_a_place(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    with paid_server() as server, started(server, "-", "-", "--prompt", "{n}", "--bad", bad) as found:
+        for number in range(3):
+            found.stdin.write(f'{{"n": {number}}}\n{{"no\n')
+            found.stdin.flush()
+            assert json.loads(found.stdout.readline()) == {"n": number, "answer": f"re {number}"}
+        found.stdin.close()
+        found.stdin = None
+        found.communicate(timeout=WAIT)
+        assert (found.returncode, len(rows_in(bad))) == (3, 3)
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_signal_ends_the_wait_for_a_row(tmp_path: Path, sent: int) -> None:
+    more = ["--bad", os.devnull] if sent else []
+    with paid_server() as server, started(server, "-", "-", "--prompt", "{n}", *more) as found:
         found.stdin.write('{"n": 1}\n')
         found.stdin.flush()
-        until_asked(server, 1)
-        time.sleep(0.1)
-        found.send_signal(signal.SIGINT)
-        assert found.wait(WAIT) == 130
+        if sent:
+            assert json.loads(found.stdout.readline())["n"] == 1
+        else:
+            until_it_handles(found, signal.SIGTERM)
+        found.send_signal(signal.SIGTERM)
+        assert (found.wait(WAIT), len(server.requests)) == (143, sent)
         assert "Traceback" not in found.stderr.read()
+
+
+def until_it_handles(found: Any, number: int) -> None:
+    """Wait until a process has a handler of a signal."""
+    status, end = Path(f"/proc/{found.pid}/status"), time.monotonic() + WAIT
+    while not status.exists() or not int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) >> number - 1 & 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_signal_waits_for_no_row_that_sleeps(tmp_path: Path) -> None:
+    source, out = numbered(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
+    args = [source, out, "--prompt", "{n}", "--concurrency", "4"]
+
+    def answers(request: dict[str, Any]) -> list[Any]:
+        asked = json.loads(request["body"])["messages"][-1]["content"]
+        if int(asked) % 4 == 1:
+            return [answer({"error": {"message": "later"}}, 429, retry_after=100)]
+        return [0.01, answer({"id": "c", "choices": [{"index": 0, "message": {"content": f"re {asked}"}}]})]
+
+    with raw_server(answers) as server:
+        with started(server, *args) as found:
+            until_asked(server, 7)
+            found.send_signal(signal.SIGINT)
+            _, noted = found.communicate(timeout=WAIT)
+        assert (found.returncode, out.exists()) == (130, False), noted
 
 
 def test_a_kill_costs_no_more_than_what_was_in_flight(tmp_path: Path) -> None:

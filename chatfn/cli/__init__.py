@@ -100,11 +100,14 @@ cli.add_command(journal_command)
 
 def run(args: list[str] | None = None) -> int:
     """The exit status of the command; it raises nothing, and a failure is one line on standard error."""
+    if sys.stderr is None:  # closed by who started this
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process runs
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", dict)(errors="replace")  # no character can't be printed
     try:
         status = cli.main(args, prog_name="chatfn", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as exc:
         exc.show()

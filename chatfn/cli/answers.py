@@ -12,7 +12,7 @@ from chatfn.plain import without
 
 # The columns that a run adds, and what they hold where columns have types.
 ANSWER = {"answer": "text", "error": "text"}
-FULL = {"response": "text", "error": "text", "usage": "text"}
+FULL = {"response": "text", "error": "text", "attempts": "integer", "usage": "text"}
 
 
 def written_row(row: Row, full: bool, parse: bool) -> Row:

@@ -6,7 +6,7 @@ import gzip
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing
 from typing import IO, Any
 
 EXTRAS = {"pyarrow": "parquet", "zstandard": "zstd"}
@@ -15,12 +15,32 @@ CHUNK = 2**16  # bytes
 
 def lines_in(path: str, packing: str) -> Iterator[bytes]:
     """The lines of a file, unpacked, with their ends; the mark that some begin UTF-8 with is left out."""
-    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+    with standard_input() if path == "-" else open(path, "rb") as file:
         lines = unpacked(file, packing, path)
         for first in lines:
             yield first.removeprefix(b"\xef\xbb\xbf")
             break
         yield from lines
+
+
+def standard_input() -> IO[bytes]:
+    """What is read through ``sys.stdin`` on another thread may keep the interpreter from ending; this may not."""
+    if sys.stdin is None:  # closed by who started this: the number may be that of another file by now
+        raise ValueError("-: there is no standard input")
+    return open(0, "rb", closefd=False)
+
+
+def copied(lines: Iterator[bytes], copy: IO[bytes]) -> Iterator[bytes]:
+    """The lines, each of them written to a file before it goes on."""
+    with closing(lines):  # type: ignore[type-var]  # a generator, which has a close
+        for line in lines:
+            copy.write(line)
+            yield line
+
+
+def lines_again(copy: IO[bytes]) -> Iterator[bytes]:
+    copy.seek(0)
+    yield from copy
 
 
 def unpacked(file: IO[bytes], packing: str, path: str) -> Iterator[bytes]:

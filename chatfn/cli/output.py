@@ -26,6 +26,7 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
             yield file
         return
     place = os.path.realpath(path)  # a link goes on to point at it
+    os.stat(os.path.dirname(place))  # else the error would name what is written beside it
     remove_stale(place)
     name, file = beside(place)
     try:
@@ -43,6 +44,8 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def standard_output() -> Iterator[IO[bytes]]:
+    if sys.stdout is None:  # closed by who started this
+        raise OSError("there is no standard output")
     yield sys.stdout.buffer
     sys.stdout.buffer.flush()
 
@@ -51,12 +54,21 @@ def beside(place: str) -> tuple[str, IO[bytes]]:
     """A new file in the folder of ``place``, with its mode, or with that of any new file; locked while it is open."""
     while True:
         name = f"{place}.{secrets.token_hex(4)}{PART}"
-        file = open(name, "xb")  # noqa: SIM115  # the caller closes it
+        file = opened_new(name, place)
         with suppress(FileNotFoundError):
             os.chmod(name, stat.S_IMODE(os.stat(place).st_mode))
         if locked(file) and os.path.exists(name):  # else one who looked for stale ones was quicker
             return name, file
         file.close()
+
+
+def opened_new(name: str, place: str) -> IO[bytes]:
+    """A new file; what keeps it from being made is said of ``place``."""
+    try:
+        return open(name, "xb")
+    except OSError as exc:
+        problem = OSError(exc.errno, exc.strerror, place)
+    raise problem
 
 
 def remove_stale(place: str) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from queue import Empty, Queue
 from typing import IO, Any, NamedTuple
 
 from chatfn.atom import Atom
 from chatfn.cli.progress import Tally
 from chatfn.cli.shown import note, shown
-from chatfn.cli.stopping import Halted, Stop, until
-from chatfn.cli.table import Bad, Good, Row, Table, format_of, opened_table
+from chatfn.cli.stopping import Halted, Stop, until, until_at_once
+from chatfn.cli.table import Bad, Good, Row, Table, copied_table, format_of, opened_table
 from chatfn.cli.template import Template, check_columns
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import json_line, json_text
 from chatfn.client import resolved
 from chatfn.core import request_of
 from chatfn.options import sealed
+from chatfn.pipeline.maps import NUDGE, PULL
 from chatfn.spec import Json, Options
 
 NAMED = 10  # bad lines that are named before the rest is counted
+READ_AHEAD = 64  # rows of a pipe
 
 
 class Job(NamedTuple):
@@ -76,12 +80,15 @@ def sample_of(row: Row) -> Json:
     return {"sample": int(sample)} if sample is not None and whole else {}
 
 
-def checked(job: Job, stop: Stop) -> int:
-    """How many good rows there are, all of them looked at, before anything is sent; raises if any is bad."""
+def checked(job: Job, stop: Stop, copy: IO[bytes] | None) -> int:
+    """How many good rows there are, all of them looked at, before anything is sent; raises if any is bad.
+
+    ``copy``: where the lines of a pipe go to, to be read again.
+    """
     good, bad = 0, []
-    with opened_table(job.source) as table:
+    with opened_table(job.source) if copy is None else copied_table(job.source, copy) as table:
         table_columns(job, table)
-        for made in until(stop, prepared(job, table), False):
+        for made in (until if copy is None else until_at_once)(stop, prepared(job, table)):
             if not isinstance(made, Bad):
                 good += 1
                 if good == 1:
@@ -103,10 +110,38 @@ def named(job: Job, bad: Bad) -> str:
 def sources(items: Iterator[Row | Bad], job: Job, bad: IO[bytes] | None, tally: Atom[Tally]) -> Iterator[Row]:
     """The good rows; the bad ones go to their file, or end the map."""
     for made in items:
-        if not isinstance(made, Bad):
+        if not isinstance(made, Bad):  # a row, or a nudge
             yield made
         elif bad is None:
             raise ValueError(f"{named(job, made)}; give --bad FILE for such lines to go to")
         else:
             json_line(bad, made._asdict())
             tally.swap(lambda now: now._replace(bad=now.bad + 1))
+
+
+def as_they_come(stop: Stop, items: Iterator[Any]) -> Iterator[Any]:
+    """The items of a pipe until a signal, and while there is none a nudge now and then, for a map to give out what is
+    done meanwhile.  They are read on a thread of their own, which may wait for ever, and so is never waited for."""
+    found: Queue[tuple[bool, Any]] = Queue(READ_AHEAD)
+
+    def read() -> None:
+        try:
+            for item in items:
+                found.put((True, item))
+        except Exception as exc:
+            found.put((False, exc))
+        else:
+            found.put((False, None))
+
+    threading.Thread(target=read, name="chatfn-rows", daemon=True).start()
+    while not stop.signals:
+        try:
+            more, item = found.get(timeout=PULL)
+        except Empty:
+            yield NUDGE
+            continue
+        if not more:
+            if item is not None:
+                raise item
+            return
+        yield item

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from chatfn.cli.journal import show_journal
-from chatfn.cli.map import journal_of, run_map
+from chatfn.cli.map import STANDARD_OUTPUT, journal_of, run_map
 from chatfn.cli.rows import Job
 from chatfn.cli.template import params_maker, response_format_of, template_of
 from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, options_of, params_of
@@ -81,7 +81,7 @@ PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes be
 @click.option(
     "--schema", metavar="FILE", help="A JSON Schema that answers are to fit; they are then JSON, and no text."
 )
-@click.option("--journal", metavar="FILE", help="The memory of the run (default: OUT.journal.db; of OUT - none).")
+@click.option("--journal", metavar="FILE", help="The memory of the run (default: OUT.journal.db; of a pipe none).")
 @click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Calls in flight.")
 @click.option("--retry-errors", is_flag=True, help="Send rows again that the journal has errors of.")
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="The first N rows only.")
@@ -136,6 +136,7 @@ def map_command(
         form = {} if schema is None else {"response_format": schema_format(schema)}
         named = model or given.get("model")
         params = {**given, **form, **({} if named is None else {"model": named})}
+        target = "-" if target in STANDARD_OUTPUT else target
         job = Job(
             source,
             target,

@@ -138,6 +138,8 @@ def findings_text(findings: Iterable[Json]) -> list[str]:
 
 def say(text: str, end: str = "\n") -> None:
     """Write at once.  ``click.echo`` would drop the escape sequences of a text that goes to a file."""
+    if sys.stdout is None:  # closed by who started this
+        raise OSError("there is no standard output")
     sys.stdout.write(text + end)
     sys.stdout.flush()
 

@@ -1,4 +1,7 @@
-"""Signals: the first one asks a map to end in order, the second one stops it."""
+"""Signals: the first one asks a map to end in order, the second one stops it.
+
+What a signal's handler does may come at any moment, so there is no lock in it but those of a map's own ``wind_down``.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,6 @@ from itertools import takewhile
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from chatfn.errors import failure
-from chatfn.middleware import Flow, middleware
-from chatfn.spec import Request, Response
-
 T = TypeVar("T")
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -24,8 +23,8 @@ WORDS = b"\nchatfn: stopping when the calls in flight have ended; once more stop
 class Stop(NamedTuple):
     """What signals have asked for."""
 
-    event: threading.Event  # set when nothing more is to be sent
     signals: list[int]  # that arrived
+    ends: list[Callable[[], object]]  # called at the first one
     reading: list[bool]  # not empty while the next row is waited for
 
 
@@ -36,13 +35,14 @@ class Halted(Exception):
 @contextmanager
 def stoppable() -> Iterator[Stop]:
     """A ``Stop`` that signals move until the block ends; a signal that is ignored stays ignored."""
-    stop = Stop(threading.Event(), [], [])
+    stop = Stop([], [], [])
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.signals.append(number)
-        stop.event.set()
         if len(stop.signals) > 1:
             raise KeyboardInterrupt
+        for end in stop.ends:
+            end()
         with suppress(OSError):
             os.write(2, WORDS)  # sys.stderr might be in use, by the very thread that runs this
         if stop.reading:
@@ -59,12 +59,14 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def until(stop: Stop, items: Iterator[T], interruptible: bool) -> Iterator[T]:
-    """The items until a signal; ``interruptible``: do not wait for one that may never come, such as a pipe's."""
-    if not interruptible:
-        yield from takewhile(lambda _: not stop.event.is_set(), items)
-        return
-    while not stop.event.is_set():
+def until(stop: Stop, items: Iterator[T]) -> Iterator[T]:
+    """The items until a signal."""
+    return takewhile(lambda _: not stop.signals, items)
+
+
+def until_at_once(stop: Stop, items: Iterator[T]) -> Iterator[T]:
+    """The same, without waiting for one that may never come, such as a pipe's."""
+    while not stop.signals:
         try:
             stop.reading.append(True)
             item = next(items)
@@ -73,12 +75,3 @@ def until(stop: Stop, items: Iterator[T], interruptible: bool) -> Iterator[T]:
         finally:
             stop.reading.clear()
         yield item
-
-
-@middleware
-def gate(request: Request, stopped: Callable[[], bool]) -> Flow:
-    """Sends nothing once ``stopped()``: outside a journal, which then hears nothing of the call."""
-    if stopped():
-        return failure("interrupted", "not sent: the map was stopped")
-    response: Response = yield request
-    return response

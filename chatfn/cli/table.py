@@ -11,9 +11,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
-from chatfn.cli.lines import library, lines_in
+from chatfn.cli.lines import copied, library, lines_again, lines_in
 from chatfn.cli.words import Misused
 from chatfn.secret import type_name
 from chatfn.transports import close
@@ -81,9 +81,23 @@ def is_regular(path: str) -> bool:
 
 
 @contextmanager
-def opened_table(path: str) -> Iterator[Table]:
-    """The table in a file, which is closed at the end of the block."""
-    table = read_table(path)
+def opened_table(path: str, copy: IO[bytes] | None = None) -> Iterator[Table]:
+    """The table in a file, which is closed at the end of the block; its lines are those of a ``copy``, if there is
+    one."""
+    table = read_table(path) if copy is None else table_of(lines_again(copy), path)
+    try:
+        yield table
+    finally:
+        close(table.rows)
+
+
+@contextmanager
+def copied_table(path: str, copy: IO[bytes]) -> Iterator[Table]:
+    """The table in a file that can be read but once; its lines go into a ``copy`` as they are read."""
+    form = format_of(path)
+    if form.kind == "parquet":
+        raise Misused(f"{path}: Parquet is read from a file")
+    table = table_of(copied(lines_in(path, form.packing), copy), path)
     try:
         yield table
     finally:
@@ -93,10 +107,13 @@ def opened_table(path: str) -> Iterator[Table]:
 def read_table(path: str) -> Table:
     """The columns and the rows of a file, or of standard input; ``ValueError`` if it is broken as a whole."""
     form = format_of(path)
-    if form.kind == "parquet":
-        return parquet_table(path)
-    lines = lines_in(path, form.packing)
-    return Table(None, json_rows(lines)) if form.kind == "jsonl" else csv_table(lines, path, DELIMITERS[form.kind])
+    return parquet_table(path) if form.kind == "parquet" else table_of(lines_in(path, form.packing), path)
+
+
+def table_of(lines: Iterator[bytes], path: str) -> Table:
+    """The table that lines make, by the format that their file's name tells."""
+    kind = format_of(path).kind
+    return Table(None, json_rows(lines)) if kind == "jsonl" else csv_table(lines, path, DELIMITERS[kind])
 
 
 def json_rows(lines: Iterator[bytes]) -> Iterator[Good | Bad]:
@@ -180,7 +197,7 @@ def encodable(text: str) -> bool:
 
 def parquet_table(path: str) -> Table:
     parquet = library("pyarrow.parquet")
-    if path != "-" and not is_regular(path):
+    if not is_regular(path):
         raise Misused(f"{path}: Parquet is read from a file")
     try:
         file = parquet.ParquetFile(path)
