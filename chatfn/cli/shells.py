@@ -123,6 +123,9 @@ def map_command(
     column "params" (the JSON body of the API) or "messages". In --prompt and --system {column} stands for the value
     of a column, {{ and }} for braces; no code runs from them.
 
+    All of IN is read before anything is sent. If bad lines have a place to go to, --bad, the rows of a pipe are sent as
+    they come.
+
     OUT appears whole, in the order of IN, or not at all. Every call is in the journal before it is sent, so that the
     same command again goes on where a run ended, and pays for nothing twice; of a run that is done it sends nothing.
     The first Ctrl-C or SIGTERM waits for the calls in flight, the second does not.
