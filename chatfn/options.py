@@ -29,7 +29,7 @@ FUNCTIONS = frozenset({"on_next", "trace", "category_of"})
 FLAGS = ("allow_http", "full_response")
 SEALED_ALIKE = CREDENTIALS | {"api_endpoint", "impl", "request"}  # in the settings of middleware too
 DEEPEST_SETTING = 20
-OF_TARGETS = ("model",)  # what a target has beside options
+OF_TARGETS = ("model", "limits")  # what a target has beside options
 
 # Seconds to connect and of silence, and bytes; each is an option, and is named by the error that it ends in.
 TIMEOUT = (5.0, 600.0)

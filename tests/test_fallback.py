@@ -16,7 +16,7 @@ from chatfn.client import layers_of, resolved
 from chatfn.core import requester
 from chatfn.middleware import Call, Sleep, WoundDown
 from chatfn.middleware.fallback import failing_over, fallback
-from chatfn.middleware.targets import targets_in
+from chatfn.middleware.targets import Target, targets_in
 from chatfn.middleware.ways import (
     CONDITIONS,
     Way,
@@ -175,6 +175,22 @@ def test_a_completion_cut_by_the_filter_is_better_than_no_answer_and_all_that_wa
         assert [(paid["usage"], paid["url"]) for paid in response["paid"]] == [
             ({"total_tokens": 2}, f"{a.url}/chat/completions")
         ]
+
+
+def test_a_target_has_limits_of_its_own():
+    """A limit of no tokens at all refuses what a call takes, so that nothing is sent there."""
+    with raw_server([answer({}, 503)]) as a, raw_server([answer(DONE)]) as b, raw_server([answer(DONE)]) as c:
+        seen = []
+        options = beside(a, at(b, limits={"tpm": 1}), at(c), on=["busy", "incorrect"])
+        options["middleware"] = [*options["middleware"], ["limit", {"rpm": 6_000}]]
+        options["trace"] = lambda request, response: seen.append(request.get("limits"))
+        assert create_chat_completion(PARAMS, options)["target"].endswith(hosts([c])[0])
+        assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 0, 1)
+        assert seen == [None, None]
+        other = beside(a, at(b, limits={"rpm": 6_000, "concurrency": 1}))
+        other["middleware"] = [*other["middleware"], ["limit", {"tpm": 1_000_000}]]
+        assert create_chat_completion(PARAMS, {**other, "trace": options["trace"]})["body"] == DONE
+        assert seen[2:] == [None, {"rpm": 6_000, "concurrency": 1}]
 
 
 ERROR_EVENT = [STREAM_HEAD + chunked(event({"error": {"message": "later", "code": 503}}))]
@@ -366,6 +382,9 @@ WRONG = [
     [["fallback", {"impls": {"api_key": OTHER}}]],
     [["fallback", {"impls": [[{"api_key": OTHER}]]}]],
     [["fallback", {"impls": [{"api_key": OTHER, "model": 5}]}]],
+    [["fallback", {"impls": [{"api_key": OTHER, "limits": 5}]}]],
+    [["fallback", {"impls": [{"api_key": OTHER, "limits": {"rps": 5}}]}]],
+    [["fallback", {"impls": [{"api_key": OTHER, "limits": {"rpm": 0}}]}]],
     [["fallback", {"impls": [{"api_key": [OTHER]}]}]],
     [["fallback", {"impls": [{"api_endpoint": f"https://me:{OTHER}@h/v1"}]}]],
     [["fallback", {"impls": [{"request": {"headers": {"api-key": OTHER + "\n"}}}]}]],
@@ -496,19 +515,26 @@ def test_params_whose_model_is_no_name_are_refused_before_anything_is_sent(model
 JSON = st.dictionaries(st.sampled_from(["messages", "seed", "stream", "user"]), st.integers(), max_size=4)
 
 
-@given(JSON, st.sampled_from([None, "m", "m2"]), st.sampled_from([None, "other"]), st.sampled_from(["openai", "azure"]))
-def test_rebuilding_changes_what_is_the_services_and_nothing_else(params, asked, model, impl):
+@given(
+    JSON,
+    st.sampled_from([None, "m", "m2"]),
+    st.sampled_from([None, "other"]),
+    st.sampled_from(["openai", "azure"]),
+    st.sampled_from([None, {"rpm": 5}]),
+)
+def test_rebuilding_changes_what_is_the_services_and_nothing_else(params, asked, model, impl, limits):
     own = requester(resolve(sealed({"impl": impl, "api_key": OWN, "api_endpoint": "https://a", "deployment": "d"})))
     other = requester(resolve(sealed({"api_key": OTHER, "api_endpoint": "https://b/v1", "request": {"timeout": 2}})))
     whole = params if asked is None else {**params, "model": asked}
     more = {"due": 7.0, "sample": 3, "attempt": 2, "cancelled": bool, "mine": 1}
     request = {**own(whole), **more, "verify": False}
     assert asked_model(request) == asked
-    found = rebuilt(other, model, request)
+    found = rebuilt(other, Target("b", {}, model, limits, own=False, lent=()), request)
     name = model or asked
     assert found == {
         **other({**params, **({} if name is None else {"model": name})}),
         **more,
+        **({} if limits is None else {"limits": limits}),
         "deadline": request["deadline"],
     }
     assert found["auth"]["secret"].reveal() == OTHER

@@ -11,14 +11,16 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-from toolz import merge
+from toolz import keyfilter, merge
 
 from chatfn.core import requester
 from chatfn.impls import azure_endpoint
 from chatfn.middleware.call import origin
+from chatfn.middleware.limit import Fixed, fixed_of
 from chatfn.options import (
     CREDENTIAL_HEADERS,
     CREDENTIALS,
+    OF_TARGETS,
     impl_of,
     nearest,
     resolve,
@@ -49,6 +51,7 @@ class Target(NamedTuple):
     name: str  # its deployment, model or impl, and its host
     options: Options
     model: str | None
+    limits: Json | None  # rpm, tpm, concurrency
     own: bool
     lent: tuple[Secret, ...]  # credentials that the environment gave
 
@@ -70,7 +73,7 @@ def with_targets(whole: Options, given: Json, found: Json, environment: Environm
     for item in items:
         if layer_with_targets(item):
             layer, settings = named(item, "middleware")
-            own = finished(given, whole, found, None, own=True)
+            own = finished(given, whole, found, {}, own=True)
             item = [layer, {**settings, "impls": targets_of(layer, settings.get("impls"), own, given, environment)}]
         layers.append(item)
     return cast(Options, {**whole, "middleware": layers})
@@ -114,32 +117,42 @@ def target_of(item: Any, whole: Options, given: Json, environment: Environment) 
     if not isinstance(said, Mapping):
         raise TypeError(f"is {type_name(said)}; give the name of an impl, or a map of options")
     said = {spelled(name): value for name, value in said.items() if value is not None}
-    model = said.pop("model", None)
-    if model is not None and not isinstance(model, str):
-        raise TypeError(f"'model' is {type(model).__name__}; give a string")
-    for name in said:
-        if name not in SERVICE:
-            known = f"{nearest(name, SERVICE | {'model'})}; a target has options of a service, and 'model'"
-            raise ValueError(f"unknown option {name!r} of a target{known}")
-    said = sealed(said)
+    check_target(said)
+    more, said = keyfilter(OF_TARGETS.__contains__, said), sealed(without(said, *OF_TARGETS))
     if said.keys() & {"impl", "api_endpoint"}:
         asked = alone(said, given)
         found = environment(asked)
         asked, found = with_home_only(asked, found)
     else:
-        asked = beside(said, given, whole, model)
+        asked = beside(said, given, whole, more.get("model"))
         found = environment(asked)
-    return finished(asked, resolve(asked, found), found, model)
+    return finished(asked, resolve(asked, found), found, more)
 
 
-def finished(asked: Json, whole: Options, found: Json, model: str | None, own: bool = False) -> Target:
+def check_target(said: Json) -> None:
+    """Raise for what no target has, and for what a target has beside options, if it is wrong."""
+    for name in said:
+        if name not in SERVICE and name not in OF_TARGETS:
+            known = f"{nearest(name, SERVICE.union(OF_TARGETS))}; a target has options of a service, model and limits"
+            raise ValueError(f"unknown option {name!r} of a target{known}")
+    model, limits = said.get("model", ""), said.get("limits", {})
+    if not isinstance(model, str):
+        raise TypeError(f"'model' is {type(model).__name__}; give a string")
+    if not isinstance(limits, Mapping) or not limits.keys() <= set(Fixed._fields):
+        what = f"of {', '.join(map(str, limits))}" if isinstance(limits, Mapping) else type_name(limits)
+        raise TypeError(f"'limits' are {what}; give a mapping of {', '.join(Fixed._fields)}")
+    fixed_of(**limits)
+
+
+def finished(asked: Json, whole: Options, found: Json, more: Json, own: bool = False) -> Target:
+    model, limits = more.get("model"), more.get("limits")
     url = requester(whole)({"model": model or "model"})["url"]  # raises now what it would raise when it is too late
     impl = asked.get("impl") or "openai"
     label = deployment_of(whole) or model or (impl if isinstance(impl, str) else None)
     host = urlsplit(url).netloc
     values = cast("dict[str, Any]", whole)
     lent = tuple(values[name] for name in CREDENTIALS & found.keys() if values.get(name) is found[name])
-    return Target(f"{label}@{host}" if label else host, whole, model, own, lent)
+    return Target(f"{label}@{host}" if label else host, whole, model, limits, own, lent)
 
 
 def deployment_of(options: Options) -> str | None:

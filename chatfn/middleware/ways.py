@@ -45,7 +45,7 @@ def ways_of(layer: str, targets: Sequence[Any]) -> tuple[Way, ...]:
             f"as [{layer!r}, {{'impls': […]}}]"
         )
     return tuple(
-        Way(target.name, as_asked if target.own else partial(rebuilt, requester(target.options), target.model))
+        Way(target.name, as_asked if target.own else partial(rebuilt, requester(target.options), target))
         for target in targets
     )
 
@@ -81,14 +81,15 @@ def asked_model(request: Request) -> str | None:
     return cast("str | None", found)
 
 
-def rebuilt(request_of: Callable[[Json], Request], model: str | None, request: Request) -> Request:
+def rebuilt(request_of: Callable[[Json], Request], target: Target, request: Request) -> Request:
     """The request for a target: its URL, headers, credential and body, and all else as it was asked."""
-    name, body = model or asked_model(request), request["body"]
+    name, body = target.model or asked_model(request), request["body"]
     params = without(body, "model")
     if name is not None:
         params = {**body, "model": name} if "model" in body else {"model": name, **params}
     kept = without(request, *REBUILT)
-    return cast(Request, {**kept, **request_of(params), "deadline": request["deadline"]})
+    limits = {} if target.limits is None else {"limits": target.limits}
+    return cast(Request, {**kept, **request_of(params), **limits, "deadline": request["deadline"]})
 
 
 def check_buildable(ways: Iterable[Way], request: Request) -> None:

@@ -54,24 +54,31 @@ def limit(rpm: float | None = None, tpm: float | None = None, concurrency: int |
     """Middleware that sends a request when the server's limits have room for it, in the order of coming.
 
     ``rpm``, ``tpm``: at most so many requests and tokens in any minute; ``concurrency``: at most so many requests in
-    flight.  What is learned from the server holds too.  A response says how many seconds it ``waited``.
+    flight.  What is learned from the server holds too.  A response says how many seconds it ``waited``.  A request with
+    ``limits`` of its own, a mapping of these names, has those in their place.
 
     >>> handler = limit(rpm=600)(lambda request: {"status": 200, "headers": {}, "body": {}})
     >>> handler({"url": "https://h/v1/chat/completions", "body": {"model": "m"}})["waited"]
     0.0
     """
+    return limited(fixed_of(rpm, tpm, concurrency))
+
+
+def fixed_of(rpm: float | None = None, tpm: float | None = None, concurrency: int | None = None) -> Fixed:
+    """The settings, checked."""
     for name, value in (("rpm", rpm), ("tpm", tpm), ("concurrency", concurrency)):
         whole = name == "concurrency"
         right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and isfinite(value)
         if value is not None and not (right and value >= (1 if whole else 1e-9)):
             kind = "a whole number greater than 0" if whole else "a number greater than 0"
             raise ValueError(f"the setting {name!r} of 'limit' is {value!r}; give {kind}, or none")
-    return limited(Fixed(rpm, tpm, inf if concurrency is None else concurrency))
+    return Fixed(rpm, tpm, inf if concurrency is None else concurrency)
 
 
 @middleware
 def limited(request: Request, fixed: Fixed) -> Flow:
-    account = account_of(*target_of(request), fixed)
+    own = request.get("limits")
+    account = account_of(*target_of(request), fixed if own is None else fixed_of(**own))
     body, due = request["body"], request.get("due")
     held: Slot | Ticket | None = None
     size = size_of(body)
