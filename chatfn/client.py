@@ -46,6 +46,8 @@ MONEY = (  # outer, inner, and why not the other way round
     ("budget", "limit", "a budget inside a limit would hold up those who wait for their turn"),
     ("journal", "budget", "a budget outside a journal would hold money for answers that are at hand"),
     ("cost", "journal", "a cost inside a journal would not be there for answers that are at hand"),
+    ("cost", "fallback", "a cost inside a fallback would be that of one target"),
+    ("cost", "balance", "a cost inside a balance would be that of one target"),
     ("cost", "retry", "a cost inside a retry would be that of the last attempt"),
     ("cost", "fallback", "a cost inside a fallback would be that of one target"),
     ("cost", "balance", "a cost inside a balance would be that of one target"),

@@ -23,24 +23,10 @@ from chatfn.cost import money
 from chatfn.journal.report import summary
 from chatfn.journal.spent import by_day
 from chatfn.middleware import Sleep, WoundDown
-from chatfn.middleware import budget as budgets
-from chatfn.middleware.budget import (
-    FORMAT,
-    NOTHING,
-    Amount,
-    Cap,
-    Ledger,
-    bound_of,
-    budget,
-    budget_of,
-    budgeted,
-    fits,
-    input_bound,
-    plus,
-    reserve,
-    settle,
-    usd_text,
-)
+from chatfn.middleware import ledger as budgets
+from chatfn.middleware.bounds import FORMAT, bound_of, input_bound
+from chatfn.middleware.budget import budget, budget_of, budgeted, usd_text
+from chatfn.middleware.ledger import NOTHING, Amount, Cap, Ledger, fits, plus, reserve, settle
 from chatfn.prices import ATTOS, lookup_of
 
 TABLE = {"m": {"input": 1, "output": 2, "max_output_tokens": 1000}}
@@ -490,6 +476,16 @@ def test_a_stream_that_is_left_keeps_the_worst_case() -> None:
     assert not only_ledger().held
 
 
+def test_one_who_has_a_stream_open_is_told_so_and_does_not_wait_for_himself() -> None:
+    events = create_chat_completion(ask("one two three", **STREAM), options(usd="0.0006"))
+    next(events)
+    with pytest.raises(ChatError, match="read them to their end") as caught:
+        create_chat_completion(ask(), options(usd="0.0006"))
+    assert caught.value.error["code"] == "budget_held"
+    list(events)
+    create_chat_completion(ask(), options(usd="0.0006"))
+
+
 def test_awaited_calls_and_streams_settle_too() -> None:
     async def work() -> None:
         await acreate_chat_completion(ask(), options(usd=1))
@@ -639,7 +635,7 @@ def test_a_budget_names_its_own_journal_or_none_at_all(tmp_path: Path) -> None:
 
 FORK = """
 import os, sys
-from chatfn.middleware import budget as b
+from chatfn.middleware import ledger as b
 key = "k"
 atom = b.ledger_of(key, lambda: b.Amount(5, 5))
 atom.swap(b.reserve, 1, b.Amount(3, 3), b.Cap(None, None))

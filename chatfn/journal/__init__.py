@@ -51,7 +51,7 @@ def budget(
     prices: Json | None = None,
     provider: str | None = None,
     parts: Mapping[str, int] | None = None,
-    wait: float = 60.0,
+    wait: float = 600.0,
     journal: str | os.PathLike[str] | None = None,
 ) -> Middleware:
     """Middleware that sends no attempt that could pass a cap of dollars (``usd``), of ``tokens``, or of either.

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from chatfn.cost import money
 from chatfn.journal.report import PAGE, reading
-from chatfn.middleware.budget import NOTHING, Amount, Budget, bound_of, budget, plus, used_of
+from chatfn.middleware.bounds import Budget, bound_of, used_of
+from chatfn.middleware.budget import budget
+from chatfn.middleware.ledger import NOTHING, Amount, plus
 from chatfn.prices import ATTOS, Lookup
 from chatfn.spec import Json, Middleware
 from chatfn.usage import is_free
