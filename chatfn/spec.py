@@ -79,7 +79,7 @@ class Request(TypedDict):
     model: NotRequired[ReadOnly[str | None]]  # as asked, if the body has another or none: Azure's deployment
     attempt: NotRequired[ReadOnly[int]]  # which attempt of the call this is, from 1
     attempts: NotRequired[ReadOnly[int]]  # how many attempts retry may make, if not its own number
-    limits: NotRequired[ReadOnly[Mapping[str, float]]]  # rpm, tpm, concurrency, if not the settings of limit
+    limits: NotRequired[ReadOnly[Json]]  # rpm, tpm, concurrency, if not the settings of limit
     due: NotRequired[ReadOnly[float]]  # the deadline on this process's monotonic clock, once the call has begun
     cancelled: NotRequired[ReadOnly[Callable[[], bool]]]  # set by callers on another thread than the transport's
 

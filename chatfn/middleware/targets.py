@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-from toolz import keyfilter, merge
+from toolz import merge
 
 from chatfn.core import requester
 from chatfn.impls import azure_endpoint
 from chatfn.middleware.call import origin
-from chatfn.middleware.limit import Fixed, fixed_of
+from chatfn.middleware.limit import fixed_of
+from chatfn.middleware.limit.state import Fixed
 from chatfn.options import (
     CREDENTIAL_HEADERS,
     CREDENTIALS,
@@ -118,7 +119,8 @@ def target_of(item: Any, whole: Options, given: Json, environment: Environment) 
         raise TypeError(f"is {type_name(said)}; give the name of an impl, or a map of options")
     said = {spelled(name): value for name, value in said.items() if value is not None}
     check_target(said)
-    more, said = keyfilter(OF_TARGETS.__contains__, said), sealed(without(said, *OF_TARGETS))
+    more = {name: said[name] for name in OF_TARGETS if name in said}
+    said = sealed(without(said, *OF_TARGETS))
     if said.keys() & {"impl", "api_endpoint"}:
         asked = alone(said, given)
         found = environment(asked)
