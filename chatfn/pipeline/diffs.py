@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+import math
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatfn.pipeline.columns import BAD, NEW, UNKNOWN, VERSION, Columns, unpacked
@@ -70,23 +72,44 @@ def by_id(was: Columns, now: Columns) -> Pairs:
 
 def by_key(was: Columns, now: Columns) -> Pairs:
     """Equal requests paired, and the others in turn with those that stand behind the same pair."""
-    places: dict[int, deque[int]] = defaultdict(deque)
-    for i, key in enumerate(was.key):
-        places[key].append(i)
-    partners = [places[key].popleft() if places.get(key) else None for key in now.key]
-    paired = set(partners)
-    left: dict[int, deque[int]] = defaultdict(deque)  # of the first plan, by the pair that they stand behind
-    for i, before in enumerate(behind(i if i in paired else None for i in range(len(was.key)))):
-        if i not in paired:
-            left[before].append(i)
+    partners = partners_of(was.key, now.key)
+    paired = bytearray(len(was.key))
+    for partner in partners:
+        if partner is not None:
+            paired[partner] = 1
+    before = list(behind(i if paired[i] else None for i in range(len(paired))))
+    left: dict[int, list[int]] = defaultdict(list)  # of the first plan, by the pair that they stand behind; last first
+    for i in range(len(paired) - 1, -1, -1):
+        if not paired[i]:
+            left[before[i]].append(i)
     pairs: Pairs = []
-    for j, (partner, before) in enumerate(zip(partners, behind(partners), strict=True)):
-        waiting = left.get(before)
-        pairs.append((partner if partner is not None else waiting.popleft() if waiting else None, j))
+    for j, (partner, place) in enumerate(zip(partners, behind(partners), strict=True)):
+        waiting = left.get(place) if partner is None else None
+        pairs.append((waiting.pop() if waiting else partner, j))
     return [*pairs, *((i, None) for i in sorted(i for rest in left.values() for i in rest))]
 
 
-def behind(partners: Iterator[int | None] | list[int | None]) -> Iterator[int]:
+def partners_of(was: Sequence[int], now: Sequence[int]) -> list[int | None]:
+    """For each key of the second list the place of its first equal in the first that is not taken yet.
+
+    >>> partners_of([7, 8, 7], [7, 7, 7, 9])
+    [0, 2, None, None]
+    """
+    first: dict[int, int] = {}
+    following = [-1] * len(was)
+    for i in range(len(was) - 1, -1, -1):
+        following[i] = first.get(was[i], -1)
+        first[was[i]] = i
+    found: list[int | None] = []
+    for key in now:
+        place = first.get(key, -1)
+        found.append(None if place < 0 else place)
+        if place >= 0:
+            first[key] = following[place]
+    return found
+
+
+def behind(partners: Iterable[int | None]) -> Iterator[int]:
     """For each place the last partner before it, or -1."""
     last = -1
     for partner in partners:
@@ -105,9 +128,10 @@ def label(of: Columns, place: int) -> Any:
 
 
 def span(low: Any, high: Any, rows: list[int]) -> dict[str, Any]:
-    """The sums of two columns; None where one of their entries is not known."""
+    """The sums of two columns; None where one of their entries is not known.  Dollars are added without an error."""
     found = {}
     for name, column in (("low", low), ("high", high)):
         entries = [column[row] for row in rows]
-        found[name] = None if UNKNOWN in entries else sum(entries)
+        total = math.fsum if isinstance(low, array) and low.typecode == "d" else sum
+        found[name] = None if UNKNOWN in entries else total(entries)
     return found

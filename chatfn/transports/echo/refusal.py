@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from chatfn.lint_rules import ROOT, SCHEMAS
 from chatfn.spec import Json
 from chatfn.transports.echo.instance import instance_of
 from chatfn.transports.echo.reply import TOOLS, chosen_of, forced_tool, named_tools
@@ -33,8 +34,12 @@ FIELDS = {  # what each field must be, if it is given
     "model": "a string",
     "stop": "a string or an array",
 }
-RANGES = {"n": (1, 128), "max_tokens": (1, 1e9), "max_completion_tokens": (1, 1e9), "top_logprobs": (0, 20)}
-STOPS = 4
+DOCUMENTED = SCHEMAS[ROOT]["properties"]
+RANGES = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), (1, 1e9)),
+    **{name: (DOCUMENTED[name]["minimum"], DOCUMENTED[name]["maximum"]) for name in ("n", "top_logprobs")},
+}
+STOPS = next(each["maxItems"] for each in SCHEMAS["StopConfiguration"]["any"] if each["type"] == "array")
 
 
 def refusal_of(body: Json) -> Error | None:
