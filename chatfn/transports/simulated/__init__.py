@@ -18,7 +18,7 @@ from typing import Any, cast
 from chatfn.plain import without
 from chatfn.spec import Handler, Request, Response
 from chatfn.transports import CallDone, Done, Driver
-from chatfn.transports.simulated.server import Ended, Event, Server, server_of
+from chatfn.transports.simulated.server import Event, Server, server_of
 from chatfn.transports.simulated.settings import settings_of
 
 
@@ -39,8 +39,8 @@ def simulated(**settings: Any) -> Handler:
 
     >>> transport = simulated(latency=2, output_tokens=5)
     >>> response = transport({"body": b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'})
-    >>> response["status"], transport.report()["seconds"], transport.report()["tokens"]["completion"]
-    (200, 2.0, 5)
+    >>> response["status"], transport.report()["seconds"], transport.report()["tokens"]
+    (200, 2.0, {'m': {'prompt': 16, 'completion': 5}})
     """
     server = server_of(settings_of(settings))
     lock = Lock()
@@ -49,7 +49,7 @@ def simulated(**settings: Any) -> Handler:
         """Answer at once; the clock moves by the seconds that it would have taken, and by those of a named wait."""
         with lock:
             ended = server.arrive(cast(Request, without(request, "due")))  # which is a time on another clock
-            server.leave(ended)
+            server.leave(ended.how)
             server.move(ended.at + float(ended.response["headers"].get("retry-after-ms", 0)) / 1_000)
         return ended.response
 
@@ -86,9 +86,9 @@ def driver_of(server: Server) -> Driver:
             move(heap[0][0])
             time = now()
             while heap and heap[0][0] <= time:
-                ended = heappop(heap)
-                leave(Ended(ended[0], ended[4], ended[3]))
-                ended[2](ended[3], None)
+                _, _, done, response, how = heappop(heap)
+                leave(how)
+                done(response, None)
         elif seconds is not None:
             move(until)
 

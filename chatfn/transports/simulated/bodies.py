@@ -1,15 +1,16 @@
-"""What a simulated server answers: completions and errors in the exact form of the API."""
+"""What a simulated server reads and answers: in the exact form of the API, or as data that is above the codec."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from chatfn.chunks import DONE
+from chatfn.core import decode, parse
 from chatfn.errors import ChatError
-from chatfn.spec import Json
+from chatfn.spec import Json, Request, Response
 from chatfn.sse import encode
 from chatfn.transports.echo import text_of
 from chatfn.transports.echo.refusal import refusal_of
@@ -26,6 +27,21 @@ PLAIN = frozenset(  # parameters that leave an answer what it is: one text
     }
 )
 CREATED = 1_700_000_000
+
+
+class Forms(NamedTuple):
+    """How a server reads requests and writes responses."""
+
+    read: Callable[[Request], tuple[Any, int]]  # the data of a request, and its bytes
+    answer: Callable[[Request, Any, Usage, Mapping[str, str], bool], Response]  # the flag: a stream that breaks
+    error: Callable[[int, str, str | None, Mapping[str, str]], Response]
+
+
+class Usage(NamedTuple):
+    number: int  # of the answer
+    prompt: int
+    written: int
+    cut: bool  # at the limit of tokens that the request named
 
 
 def tokens_asked(data: Json) -> float:
@@ -61,15 +77,34 @@ def plain_words(data: Json) -> str | None:
     return words if isinstance(words, str) else None
 
 
-def answer_of(data: Json, number: int, prompt: int, written: int, cut: bool) -> bytes:
-    """The completion of a request, as bytes.  It says what was asked, as ``echo`` does, whatever ``written`` counts.
+def read_bytes(request: Request) -> tuple[Any, int]:
+    body = cast(bytes, request["body"])
+    try:
+        return parse(body), len(body)
+    except ValueError:
+        return None, len(body)
 
-    >>> json.loads(answer_of({"model": "m", "messages": [{"role": "user", "content": "hi"}]}, 1, 3, 7, False))["usage"]
+
+def answer_in_bytes(request: Request, data: Any, usage: Usage, headers: Mapping[str, str], broken: bool) -> Response:
+    body = completion_bytes(data, usage)
+    if not request.get("stream"):
+        return {"status": 200, "headers": {"content-type": "application/json", **headers}, "body": body}
+    headers = {"content-type": "text/event-stream", **headers}
+    found: Any = {"status": 200, "headers": headers, "body": stream_of(body, data, broken), "arrived": True}
+    return cast(Response, found)
+
+
+def completion_bytes(data: Json, usage: Usage) -> bytes:
+    """The completion of a request.  It says what was asked, as ``echo`` does, whatever is counted as written.
+
+    >>> request = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    >>> json.loads(completion_bytes(request, Usage(1, 3, 7, False)))["usage"]
     {'prompt_tokens': 3, 'completion_tokens': 7, 'total_tokens': 10}
     """
+    number, prompt, written, cut = usage
     words = plain_words(data) if is_plain(data) else None
     if words is None:
-        return text_of(completed(data, number, prompt, written))
+        return text_of(completed(data, usage))
     return (
         f'{{"id":"chatcmpl-{number}","object":"chat.completion","created":{CREATED},'
         f'"model":{json.dumps(data.get("model"))},"choices":[{{"index":0,"message":{{"role":"assistant",'
@@ -79,12 +114,13 @@ def answer_of(data: Json, number: int, prompt: int, written: int, cut: bool) -> 
     ).encode()
 
 
-def completed(data: Json, number: int, prompt: int, written: int) -> dict[str, Any]:
+def completed(data: Json, usage: Usage) -> dict[str, Any]:
     """The same of a request for tools, formats or several choices."""
+    number, prompt, written, _ = usage
     digest = sha256(str(number).encode()).hexdigest()
     completion = completion_of(data, last_text(data["messages"])[:SAID], digest)
-    usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-    return {**completion, "id": f"chatcmpl-{number}", "usage": {**completion["usage"], **usage}}
+    counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return {**completion, "id": f"chatcmpl-{number}", "usage": {**completion["usage"], **counts}}
 
 
 def stream_of(body: bytes, data: Json, broken: bool) -> Iterator[bytes]:
@@ -99,9 +135,32 @@ def stream_of(body: bytes, data: Json, broken: bool) -> Iterator[bytes]:
     yield encode(DONE)
 
 
-def error_body(status: int, message: str, code: str | None) -> bytes:
+def error_in_bytes(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Response:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     if status == 429:
         kind = "insufficient_quota" if code == "insufficient_quota" else "requests"
         code = code or "rate_limit_exceeded"
-    return text_of({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    body = text_of({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return {"status": status, "headers": {"content-type": "application/json", **headers}, "body": body}
+
+
+WIRE = Forms(read_bytes, answer_in_bytes, error_in_bytes)
+
+
+def read_data(request: Request) -> tuple[Any, int]:
+    body = cast("dict[str, Any]", request["body"])
+    return body, len(body["messages"][-1]["content"])
+
+
+def answer_as_data(request: Request, data: Any, usage: Usage, headers: Mapping[str, str], broken: bool) -> Response:
+    """A completion that says nothing, and what it used."""
+    _, prompt, written, _ = usage
+    counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return {"status": 200, "headers": headers, "body": {"model": data.get("model"), "choices": [], "usage": counts}}
+
+
+def error_as_data(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Response:
+    return decode(error_in_bytes(status, message, code, headers), [])
+
+
+DATA = Forms(read_data, answer_as_data, error_as_data)  # for who needs none of the text, and no codec
