@@ -30,6 +30,9 @@ from chatfn.transports.timed_socket import Attempt, Expired, HeadTooLarge
 SENT_AT_ONCE = 65_536  # bytes of a request that a socket takes without waiting
 DRAIN = 0.25  # seconds that a stream which has said [DONE] has to end
 DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")
+LAST_CHUNK = re.compile(rb"\n0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n\Z")
+TAIL = 1_024  # bytes, which the end of a chunked body and its trailers are looked for in
+COUNTED = 1_024  # URLs that are known to answer with a length
 REFUSE, GO_ON = 1, 0
 STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: |\r|\n|$)")
 BROKEN: dict[int, Callable[[], Exception]] = {
@@ -56,9 +59,9 @@ class Exchange:
     """A handle.  It is used for one request after another; ``begin`` forgets the one before."""
 
     __slots__ = (
-        "auth", "curl", "cut", "done", "due", "failed", "gathers", "head", "headers", "inflate", "limit", "lines",
-        "opened", "pieces", "reached", "request", "sent", "shard", "size", "status", "stream", "until", "url", "way",
-        "within",
+        "auth", "curl", "cut", "done", "due", "failed", "fresh", "gathers", "head", "headed", "headers", "heard",
+        "inflate", "limit", "lines", "opened", "origin", "pieces", "reached", "request", "sent", "shard", "size",
+        "status", "stream", "tail", "until", "url", "way", "within",
     )  # fmt: skip
 
     def __init__(self, curl: Any, way: Any, shard: Any) -> None:
@@ -66,11 +69,14 @@ class Exchange:
         self.lines: list[bytes] = []
         self.headers: Any = None
         self.auth: Any = None
-        self.url = ""
+        self.url = self.origin = ""
+        self.fresh = self.heard = False
         curl.exchange = self
-        curl.setopt(pycurl.HEADERFUNCTION, self.lines.append)
+        curl.setopt(pycurl.HEADERFUNCTION, self.hear)
+        curl.setopt(pycurl.DEBUGFUNCTION, self.overhear)
         curl.setopt(pycurl.WRITEFUNCTION, self.receive)
         curl.setopt(pycurl.PREREQFUNCTION, self.reach)
+        curl.setopt(pycurl.SOCKOPTFUNCTION, self.connect)
 
     def begin(self, request: Request, done: Done, opened: Any) -> None:
         """Set what is new in a request.  ``opened``: what takes the pieces of a stream, or None if all are kept."""
@@ -96,11 +102,22 @@ class Exchange:
         self.sent = len(body) if len(body) <= SENT_AT_ONCE else 0
         self.lines.clear()
         self.pieces: list[bytes] = []
-        self.size = self.status = 0
+        self.size = self.status = self.headed = 0
+        self.tail = b"\n"
+        loop = self.shard.loop
+        listens = self.origin not in loop.multiplexed and (request["stream"] or self.url not in loop.counted)
+        if listens is not self.heard:
+            curl.setopt(pycurl.VERBOSE, int(listens))
+            self.heard = listens
         self.head: dict[str, str] | None = None
         self.reached = self.cut = self.gathers = False
         self.stream: Any = None
         self.failed: Exception | None = None
+
+    def connect(self, fd: int, purpose: int) -> int:
+        """A socket is made for the request."""
+        self.shard.loop.connected(fd, self.origin)
+        return 0
 
     def reach(self, *addresses: Any) -> int:
         """The request is about to be sent: its answer has its time from here."""
@@ -110,10 +127,33 @@ class Exchange:
         self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
         return GO_ON
 
+    def hear(self, line: bytes) -> int | None:
+        """Keep a line of a head.  The first empty one ends it, unless it was that of an interim answer."""
+        if self.head is None:
+            self.lines.append(line)
+            if len(line) <= 2:
+                return self.read_head()
+        return None
+
+    def overhear(self, kind: int, data: bytes) -> None:
+        """Keep the end of what comes over the wire of a body."""
+        if kind == pycurl.INFOTYPE_DATA_IN:
+            self.tail = (self.tail + data)[-TAIL:]
+
+    def trusted(self) -> bool:
+        """Whether the connection may be used again.  libcurl forgets what follows a last chunk in one packet: nothing
+        may.  To listen to it costs time, so that it is done for streams, and where a server has sent no length."""
+        head = self.head or {}
+        counted = self.shard.loop.counted
+        if "transfer-encoding" not in head:
+            if len(counted) < COUNTED:
+                counted.add(self.url)
+            return True
+        counted.discard(self.url)
+        return "content-length" not in head and LAST_CHUNK.search(self.tail) is not None
+
     def receive(self, data: bytes) -> int | None:
         """Keep a piece of the body, or hand it on; -1 ends the transfer."""
-        if self.head is None and not self.read_head():
-            return -1
         if self.stream is not None:
             self.stream.put(data)
             return None
@@ -145,28 +185,35 @@ class Exchange:
             self.until = time.monotonic() + DRAIN
         return None
 
-    def read_head(self) -> bool:
-        """Understand the headers, which have all arrived; whether the body is of use."""
+    def read_head(self) -> int | None:
+        """Understand the head, all of which has arrived; -1 if its body is of no use."""
+        text = b"".join(self.lines)
+        self.headed += len(text)
         try:
-            self.status, self.head = head_of(self.lines, self.request["bounds"]["headers"])
-            self.inflate: Inflate = inflater(self.head.pop("content-encoding", ""))
+            if self.headed > self.request["bounds"]["headers"]:
+                raise HeadTooLarge
+            status, head = head_of(text)
+            if status < 200:
+                self.lines.clear()
+                return None
+            self.status, self.head = status, head
+            check_framing(head)
+            self.inflate: Inflate = inflater(head.pop("content-encoding", ""))
         except (ChatError, OSError, http.client.HTTPException) as exc:
             self.failed = exc
-            return False
-        good = 200 <= self.status < 300
+            return -1
+        if text.startswith(b"HTTP/2"):
+            self.shard.loop.multiplexed.add(self.origin)
+        good = 200 <= status < 300
         self.limit = self.request["bounds"]["body"] if good else ERROR_BYTES
         if good and self.request["stream"]:
             if self.opened is None:
                 self.gathers = True
+                self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
             else:
                 self.stream = self.opened(self)
                 self.until = math.inf
-        return True
-
-    def headed(self) -> bool:
-        """Whether all headers have arrived; those of interim answers are none."""
-        status = STATUS.match(last_head(self.lines)[0]) if self.lines and not self.lines[-1].strip() else None
-        return status is not None and not status[1].startswith(b"1")
+        return None
 
     def expire(self, now: float) -> Exception | None:
         """Its time is over: what that means, or None if it has more."""
@@ -174,9 +221,6 @@ class Exchange:
         if now < self.due:
             if not self.reached:
                 return ConnectTimeout()
-            if self.head is None and request["stream"] and self.headed():
-                self.until = min(self.due, now + request["timeout"][1])
-                return None if self.read_head() else self.failed
             sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) if self.sent < len(request["body"]) else 0
             if sent > self.sent:
                 self.sent = sent
@@ -186,8 +230,8 @@ class Exchange:
 
     def outcome(self, code: int, words: str, exc: Exception | None) -> Response:
         """The response map of what came: of libcurl's code, or of what ended the transfer here."""
-        if exc is None and code == 0 and self.head is None and not self.read_head():
-            exc = self.failed
+        if exc is None and code == 0 and self.cut_short():
+            exc = http.client.IncompleteRead(b"")
         if exc is None and code:
             exc = self.cause(code, words)
         if exc is None and self.stream is None and not self.gathers:
@@ -205,6 +249,14 @@ class Exchange:
         pieces = self.pieces
         whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {**response, "body": whole[: self.limit] if self.cut else whole}
+
+    def cut_short(self) -> bool:
+        """libcurl takes the end of a connection for that of a head, and for that of chunks if there was none."""
+        if self.head is None:
+            return True
+        if self.size or self.stream is not None or "transfer-encoding" not in self.head:
+            return False
+        return LAST_CHUNK.search(self.tail) is None and (self.heard or 200 <= self.status < 300)
 
     def end_body(self) -> Exception | None:
         try:
@@ -241,35 +293,29 @@ def header_lines(request: Request) -> list[str]:
     return own + [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()]
 
 
-def last_head(lines: list[bytes]) -> list[bytes]:
-    """The lines of the last head that began: those before it are of interim answers."""
-    begun = (n for n in range(len(lines) - 1, 0, -1) if lines[n].startswith(b"HTTP/") and not lines[n - 1].strip())
-    return lines[next(begun, 0) :]
-
-
-def head_of(lines: list[bytes], most: int) -> tuple[int, dict[str, str]]:
-    """The status and the headers of an answer; raises if they are too large, or leave in doubt where its body ends."""
-    text = b"".join(lines)
-    if len(text) > most:
-        raise HeadTooLarge
-    if lines.count(b"\r\n") != 1:
-        text = b"".join(last_head(lines))
+def head_of(text: bytes) -> tuple[int, dict[str, str]]:
+    """The status and the headers of a head."""
     first = STATUS.match(text)
-    if first is None or first[1] == b"101":
-        raise http.client.HTTPException("its status is none")
+    if first is None or first[1] == b"101":  # nobody asked for another protocol
+        raise http.client.HTTPException("its status is none that was asked for")
     found: dict[str, str] = {}
     for line in text.decode("latin-1").split("\n")[1:]:
         name, colon, value = line.partition(":")
         if colon:
             name, value = name.lower(), value.strip()
             found[name] = f"{found[name]}, {value}" if name in found else value
-    if "transfer-encoding" in found and found["transfer-encoding"].lower() != "chunked":
+    return int(first[1]), found
+
+
+def check_framing(head: dict[str, str]) -> None:
+    """Raise unless it is plain where the body ends (RFC 9112, 6.3)."""
+    if "transfer-encoding" in head and head["transfer-encoding"].lower() != "chunked":
         raise http.client.HTTPException("its transfer coding is unknown")
-    if not found.get("content-length", "0").isdigit():
-        lengths = {part.strip() for part in found["content-length"].split(",")}
+    length = head.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        lengths = {part.strip() for part in length.split(",")}
         if len(lengths) > 1 or not all(n.isascii() and n.isdigit() for n in lengths):
             raise http.client.HTTPException("its content-length is no number")
-    return int(first[1]), found
 
 
 def cause_of(code: int, words: str, proxy: str) -> Exception:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import pycurl
@@ -32,6 +32,8 @@ except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]  # as in the standard library
 
 CROWD = 64
+PRUNED = 1.25  # seconds after which libcurl has noticed for certain that an idle connection is closed
+LONGEST = 3_600.0
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 MASKS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
 
@@ -39,37 +41,40 @@ MASKS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ |
 class Shard:
     """A multi handle of libcurl, and when it wants to be called."""
 
-    __slots__ = ("__weakref__", "due", "handles", "loop", "multi", "running")
+    __slots__ = ("__weakref__", "due", "handles", "loop", "multi", "running", "stale")
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.due, self.handles, self.running = loop, math.inf, 0, 0
+        self.stale: dict[str, float] = {}  # origins to which an idle connection is not to be used, and until when
         self.multi = pycurl.CurlMulti()
         self.multi.setopt(pycurl.M_SOCKETFUNCTION, self.watch)
         self.multi.setopt(pycurl.M_TIMERFUNCTION, self.call_at)
         self.multi.setopt(pycurl.M_MAXCONNECTS, 2 * CROWD)
         self.multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
 
+    def distrust(self, origin: str) -> None:
+        """One of the idle connections to an origin is of no more use, which libcurl is yet to see."""
+        now = time.monotonic()
+        self.stale = {known: until for known, until in self.stale.items() if until > now} | {origin: now + PRUNED}
+
     def call_at(self, milliseconds: int) -> None:
         self.due = math.inf if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
     def watch(self, what: int, fd: int, multi: Any, data: Any) -> None:
         """libcurl's word on what a socket waits for.  One that waits for nothing is kept for its next request."""
-        watched = self.loop.watched
+        loop = self.loop
         if what == pycurl.POLL_REMOVE:
-            if fd in watched:
-                watched[fd] = (None, watched[fd][1])
+            if fd in loop.watched:
+                loop.rest(fd, self)
             return
         mask = MASKS[what]
-        if watched.get(fd, (None, 0))[1]:
-            try:
-                if watched[fd] != (self, mask):
-                    self.loop.poller.modify(fd, mask)
-                watched[fd] = (self, mask)
+        if fd in loop.watched:
+            with suppress(OSError):  # it is another socket of that number
+                loop.poller.modify(fd, mask)
+                loop.watched[fd] = (self, mask, True)
                 return
-            except OSError:  # it is another socket of that number
-                pass
-        self.loop.poller.register(fd, mask)
-        watched[fd] = (self, mask)
+        loop.poller.register(fd, mask)
+        loop.watched[fd] = (self, mask, True)
 
 
 LOOPS: WeakSet[Loop] = WeakSet()
@@ -94,7 +99,11 @@ class Loop:
     def __init__(self, http: str = "2") -> None:
         self.http = http
         self.poller = select.epoll()
-        self.watched: dict[int, tuple[Shard | None, int]] = {}
+        self.watched: dict[int, tuple[Shard, int, bool]] = {}  # by socket: what for, and whether for a transfer
+        self.counted: set[str] = set()  # URLs whose answers came with their length
+        self.multiplexed: set[str] = set()  # origins that speak HTTP/2
+        self.connections: dict[int, str] = {}  # those of the sockets that go to servers: to which origin
+        self.waiting: list[Exchange] = []  # those that are to begin
         self.shards: list[Shard] = []
         self.idle: dict[Way, list[Exchange]] = {}
         self.active: set[Exchange] = set()
@@ -110,13 +119,13 @@ class Loop:
 
     def send(self, request: Request, done: Done, opened: Any = None) -> Exchange:
         """Begin to send a request; ``done`` is called with its response map, inside ``work``."""
-        way = way_of(request)
+        way, origin = way_of(request)
         idle = self.idle.get(way)
         exchange = idle.pop() if idle else self.new_exchange(way)
+        exchange.origin = origin
         exchange.begin(request, done, opened)
         self.active.add(exchange)
-        exchange.shard.multi.add_handle(exchange.curl)
-        exchange.shard.running += 1
+        self.waiting.append(exchange)
         if exchange.until < self.soonest:
             self.soonest = exchange.until
         if self.look == math.inf and "cancelled" in request:
@@ -129,14 +138,37 @@ class Loop:
             self.shards.append(Shard(self))
         shard = self.shards[-1]
         shard.handles += 1
-        curl = new_handle(way, self.http)
-        curl.setopt(pycurl.SOCKOPTFUNCTION, self.opening)
-        return Exchange(curl, way, shard)
+        return Exchange(new_handle(way, self.http), way, shard)
 
-    def opening(self, fd: int, purpose: int) -> int:
+    def connected(self, fd: int, origin: str) -> None:
         """A new socket: whatever had its number before is gone."""
         self.watched.pop(fd, None)
-        return 0
+        self.connections[fd] = origin
+
+    def rest(self, fd: int, shard: Shard) -> None:
+        """A socket waits for nothing.  An idle connection is watched on: what it says is that it is of no more use."""
+        _, mask, _ = self.watched[fd]
+        with suppress(OSError):
+            if fd not in self.connections:
+                del self.watched[fd]
+                self.poller.unregister(fd)
+                return
+            if mask != READ:
+                self.poller.modify(fd, READ)
+        self.watched[fd] = (shard, READ, False)
+
+    def start(self) -> None:
+        """Begin what waits to begin, on connections that nothing is known against."""
+        now = time.monotonic()
+        waiting, self.waiting = self.waiting, []
+        for exchange in waiting:
+            shard = exchange.shard
+            fresh = bool(shard.stale) and shard.stale.get(exchange.origin, 0.0) > now
+            if fresh is not exchange.fresh:
+                exchange.fresh = fresh
+                exchange.curl.setopt(pycurl.FRESH_CONNECT, int(fresh))
+            shard.running += 1
+            shard.multi.add_handle(exchange.curl)
 
     def work(self, seconds: float | None) -> None:
         """Carry what is in flight until something is done, a call comes from another thread, or the time is over."""
@@ -144,17 +176,19 @@ class Loop:
         end = math.inf if seconds is None else now + seconds
         finished = self.finished
         while True:
-            soonest = min(end, self.soonest, self.look)
+            pause = 0.0 if self.waiting or self.calls else min(max(0.0, min(end, self.due()) - now), LONGEST)
+            happened = [(fd, events) for fd, events in self.poller.poll(pause) if not self.aside(fd)]
+            if self.waiting:
+                self.start()
+            for fd, events in happened:
+                if fd in self.watched:
+                    mask = (events & READ and 1) | (events & WRITE and 2) | (events & ~(READ | WRITE) and 4)
+                    self.act(self.watched[fd][0], fd, mask)
+            now = time.monotonic()
             for shard in self.shards:
                 if shard.due <= now:
                     shard.due = math.inf
                     self.act(shard, pycurl.SOCKET_TIMEOUT, 0)
-                if shard.due < soonest:
-                    soonest = shard.due
-            pause = 0.0 if self.finished != finished or self.calls else max(0.0, soonest - time.monotonic())
-            for fd, events in self.poller.poll(min(pause, 3_600.0)):
-                self.happened(fd, events)
-            now = time.monotonic()
             if now >= self.soonest or now >= self.look:
                 self.scan(now)
             if self.rung or self.calls:
@@ -167,20 +201,34 @@ class Loop:
 
     def due(self) -> float:
         """When ``work`` is to be called if nothing happens."""
-        return min(self.soonest, self.look, *(shard.due for shard in self.shards))
+        if self.waiting:
+            return 0.0
+        due = min(self.soonest, self.look)
+        for shard in self.shards:
+            if shard.due < due:
+                due = shard.due
+        return due
 
-    def happened(self, fd: int, events: int) -> None:
-        shard = self.watched.get(fd, (None, 0))[0]
-        if shard is not None:
-            self.act(shard, fd, (events & READ and 1) | (events & WRITE and 2) | (events & ~(READ | WRITE) and 4))
-        elif fd == self.bell.fileno():
+    def aside(self, fd: int) -> bool:
+        """Whether what happened is no matter of a transfer.
+
+        An idle connection that has something to say is closed, or about to, or says what nobody asked for.  libcurl
+        looks for that once a second; until it has done so, what begins there begins on a new connection.
+        """
+        shard, _, used = self.watched.get(fd, (None, 0, False))
+        if used:
+            return False
+        if fd == self.bell.fileno():
             self.rung = True
             with suppress(BlockingIOError):
                 self.bell.recv(4_096)
-        else:  # an idle connection has something to say, as a rule that it is closed; libcurl looks before it is used
-            self.watched.pop(fd, None)
-            with suppress(OSError):
-                self.poller.unregister(fd)
+            return True
+        if shard is not None and self.connections[fd] not in self.multiplexed:
+            shard.distrust(self.connections[fd])
+        self.watched.pop(fd, None)
+        with suppress(OSError):
+            self.poller.unregister(fd)
+        return True
 
     def act(self, shard: Shard, fd: int, mask: int) -> None:
         _, running = shard.multi.socket_action(fd, mask)
@@ -188,21 +236,34 @@ class Loop:
             _, good, failed = shard.multi.info_read()
             for curl, code, words in [*((curl, 0, "") for curl in good), *failed]:
                 if not self.closed:
-                    self.finish(curl.exchange, code, words)
+                    self.finish(cast(Any, curl).exchange, code, words)
 
     def finish(self, exchange: Exchange, code: int, words: str, exc: Exception | None = None) -> None:
         """A transfer is over: by its end, by libcurl's ``code``, or because of ``exc``."""
         response = exchange.outcome(code, words, exc)
+        if exc is None and code == 0 and not exchange.trusted():
+            self.part(exchange)
         self.release(exchange)
         self.finished += 1
         exchange.done(response, None)
+
+    def part(self, exchange: Exchange) -> None:
+        """End the connection of a finished transfer, which libcurl has kept."""
+        fd = exchange.curl.getinfo(pycurl.ACTIVESOCKET)
+        if fd >= 0:
+            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+            exchange.shard.distrust(exchange.origin)
 
     def release(self, exchange: Exchange) -> None:
         """Take a handle back.  A transfer that is not over ends here, and its connection with it."""
         if self.closed or self.forgotten:
             return
-        exchange.shard.multi.remove_handle(exchange.curl)
-        exchange.shard.running -= 1
+        if exchange in self.waiting:
+            self.waiting.remove(exchange)
+        else:
+            exchange.shard.multi.remove_handle(exchange.curl)
+            exchange.shard.running -= 1
         self.active.discard(exchange)
         self.idle.setdefault(exchange.way, []).append(exchange)
 

@@ -21,6 +21,8 @@ HTTP = {  # the setting "http" of the transport
     "2-prior-knowledge": pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE,
 }
 
+Pairs = tuple[tuple[str, str], ...]
+
 
 class Way(NamedTuple):
     """How to reach a server: what two requests must have in common to use one handle."""
@@ -31,8 +33,8 @@ class Way(NamedTuple):
     cert: tuple[str, ...]
 
 
-def way_of(request: Request) -> Way:
-    """The way to a request's server, by its settings and by those of the environment when it was first asked."""
+def way_of(request: Request) -> tuple[Way, str]:
+    """The way to a request's server, by its settings and by the environment's when it was first asked; its origin."""
     given = request.get("proxies")
     proxies = tuple(sorted((k, v.reveal() if isinstance(v, Secret) else v) for k, v in given.items())) if given else ()
     cert = request.get("cert") or ()
@@ -41,13 +43,14 @@ def way_of(request: Request) -> Way:
 
 
 @lru_cache(1_024)
-def found_way(url: str, proxies: tuple[tuple[str, str], ...], verify: bool | str, cert: tuple[str, ...]) -> Way:
+def found_way(url: str, proxies: Pairs, verify: bool | str, cert: tuple[str, ...]) -> tuple[Way, str]:
     parts = urlsplit(url)
-    return origin_way(f"{parts.scheme}://{parts.netloc}", proxies, verify, cert)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    return origin_way(origin, proxies, verify, cert), origin
 
 
 @lru_cache(1_024)
-def origin_way(origin: str, proxies: tuple[tuple[str, str], ...], verify: bool | str, cert: tuple[str, ...]) -> Way:
+def origin_way(origin: str, proxies: Pairs, verify: bool | str, cert: tuple[str, ...]) -> Way:
     settings = requests.Session().merge_environment_settings(
         origin, dict(proxies), True, verify, cast(Any, cert or None)
     )

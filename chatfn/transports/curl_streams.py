@@ -38,6 +38,7 @@ class Stream:
         self.size = 0
         self.ended = self.paused = False
         self.error: Error | None = None
+        loop.finished += 1
 
     def put(self, data: bytes) -> None:
         self.pieces.append(data)
