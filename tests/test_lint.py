@@ -267,6 +267,16 @@ def test_the_document_says_what_is_quoted() -> None:
 
 
 @beside
+def test_of_the_documents_own_examples_only_what_is_deprecated_is_said() -> None:
+    document = json.loads((API / "openapi.json").read_text())
+    examples = document["paths"]["/chat/completions"]["post"]["x-oaiMeta"]["examples"]
+    bodies = [example["request"]["curl"].partition("-d '")[2].rpartition("'")[0] for example in examples]
+    found = [each for body in bodies for each in lint(json.loads(body.replace("VAR_chat_model_id", "gpt-4o")))]
+    assert len(bodies) > 3
+    assert {each["rule"] for each in found} <= {"deprecated"}
+
+
+@beside
 def test_the_parameters_are_those_of_the_operation() -> None:
     operations = json.loads((API / "operations.json").read_text())["operations"]
     (chat,) = [each for each in operations if each["operation_id"] == "createChatCompletion"]

@@ -160,6 +160,8 @@ def test_cost_is_the_exact_sum_of_its_calls() -> None:
     assert found["cost"] == {"low": (15 + 30) / 1e6, "high": (15 + 3000) / 1e6}
     own = {**TINY, "middleware": [["cost", {"prices": PRICES}], "retry"]}
     assert plan(rows_of(*"abc"), own)["cost"] == found["cost"]
+    limited = {**TINY, "middleware": ["retry", ["limit", {"rpm": 60}]]}
+    assert plan(rows_of(*"abc"), limited)["time"] == {"low": 3.0, "high": 3.0, "by": "rpm"}
     nothing = plan([], TINY, prices=PRICES, limits={"rpm": 1})
     assert nothing["cost"] == {"low": 0.0, "high": 0.0}
     assert nothing["time"] == {"low": 0.0, "high": 0.0, "by": "rpm"}
@@ -370,6 +372,27 @@ def test_the_command_plans_and_makes_no_file(tmp_path: Path, capfd: Any) -> None
     for words in ("2 to 200 out", "$0.0000", "1:00, by latency", "line 4: no JSON", "user is deprecated", "(3 rows"):
         assert words in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "prices.json"]
+
+
+def test_the_command_tells_models_apart_and_what_is_not_known(tmp_path: Path, capfd: Any) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        "".join(json.dumps(row) + "\n" for row in [{"params": ask("a")}, {"params": ask("a", model="zz")}])
+    )
+    prices = tmp_path / "prices.json"
+    prices.write_text(json.dumps(PRICES))
+    status, out, err = command(capfd, source, "-", "--plan", "--prices", prices)
+    assert (status, err) == (0, "")
+    for words in (
+        "duplicates 0, sent as often",
+        "cost       unknown (",
+        "time       unknown (no limits",
+        "  m: 1 to send, $0.0000",
+        "  zz: 1 to send, unknown (",
+        "1 to unknown out",
+    ):
+        assert words in out.replace("2 to unknown out", "1 to unknown out")
+    assert "answered" not in out
 
 
 def test_the_command_compares_with_a_saved_plan(tmp_path: Path, capfd: Any) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from chatfn.middleware.limit.sizes import BYTES_A_TOKEN, BYTES_OF_MEDIA, MEDIA, TOKENS_A_MESSAGE
 from chatfn.spec import Json
 
-BYTES_A_TOKEN = 4
-TOKENS_A_MESSAGE = 4
-TOKENS_OF_MEDIA = 1_000
-MEDIA = frozenset({"image_url", "input_audio", "file"})
+__all__ = ["BYTES_A_TOKEN", "MEDIA", "TOKENS_A_MESSAGE", "TOKENS_OF_MEDIA", "quarter", "size_of", "tokens_in"]
+
+TOKENS_OF_MEDIA = BYTES_OF_MEDIA // BYTES_A_TOKEN
 BESIDE_MESSAGES = ("tools", "functions", "response_format", "prediction")
 LEAST = 1  # tokens of one choice
 
