@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from email.utils import formatdate
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -58,7 +59,10 @@ STREAM = {**PARAMS, "stream": True}
 QUICK = ["retry", {"attempts": 3, "base": 0.001}]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 PLAIN_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
-TRANSPORTS = ("requests", "threads", "aiohttp")
+TRANSPORTS = ("requests", "threads", "aiohttp", "curl", "curl-awaited")
+BLOCKING = ("requests", "curl")
+CURL = pytest.param("curl", marks=pytest.mark.skipif(find_spec("pycurl") is None, reason="pycurl is not installed"))
+AWAITED = ("requests", "aiohttp", CURL)
 
 
 class Stream(NamedTuple):
@@ -87,6 +91,14 @@ def options_of(url: str, **options: Any) -> Any:
     }
 
 
+def transport_of(name: str) -> str:
+    """The transport of a client; the test is passed over where it can't be had."""
+    transport = {"threads": "requests", "curl-awaited": "curl"}.get(name, name)
+    if transport == "curl":
+        pytest.importorskip("pycurl")
+    return transport
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the environment in which the tests run."""
@@ -98,12 +110,12 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=TRANSPORTS)
 def http(request: pytest.FixtureRequest) -> Iterator[Client]:
     name: str = request.param
-    transport = "aiohttp" if name == "aiohttp" else "requests"
+    transport = transport_of(name)
     with asyncio.Runner() as runner:
 
         def create(params: Any, options: Any) -> Any:
             options = {"transport": transport, **options}
-            if name == "requests":
+            if name in BLOCKING:
                 return create_chat_completion(params, options)
             return runner.run(acreate_chat_completion(params, options))
 
@@ -112,7 +124,7 @@ def http(request: pytest.FixtureRequest) -> Iterator[Client]:
 
         def opened(url: str, **options: Any) -> Stream:
             events = create(STREAM, options_of(url, **options))
-            if name == "requests":
+            if name in BLOCKING:
                 return Stream(lambda: next(events), events.close)
 
             async def following() -> Any:
@@ -1131,7 +1143,7 @@ def test_a_traceback_shows_no_secret(http: Client) -> None:
             assert KEY not in shown_by(caught.value)
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_the_traceback_of_a_cancelled_call_shows_no_secret(transport: str) -> None:
     async def main(url: str) -> None:
         options = options_of(url, transport=transport)
@@ -1171,19 +1183,20 @@ def echoing(request: dict[str, Any]) -> list[Any]:
     return [0.005, answer({"id": json.loads(request["body"])["user"]})]
 
 
-def test_many_threads_each_get_their_own_answer() -> None:
+@pytest.mark.parametrize("transport", ["requests", CURL])
+def test_many_threads_each_get_their_own_answer(transport: str) -> None:
     """A slow server: 16 threads, 200 calls, as many connections as threads."""
     with raw_server(echoing) as server:
 
         def one(number: int) -> bool:
-            options = options_of(server.url, transport="requests")
+            options = options_of(server.url, transport=transport)
             return bool(create_chat_completion({**PARAMS, "user": f"u{number}"}, options)["id"] == f"u{number}")
 
         with ThreadPoolExecutor(16) as pool:
             assert all(pool.map(one, range(200)))
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_many_tasks_each_get_their_own_answer_though_some_are_cancelled(transport: str) -> None:
     async def one(url: str, number: int) -> bool:
         options = options_of(url, transport=transport)
@@ -1203,7 +1216,7 @@ def test_many_tasks_each_get_their_own_answer_though_some_are_cancelled(transpor
         assert all(asyncio.run(main(server.url)))
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_a_cancelled_call_closes_its_connection(transport: str) -> None:
     async def main(url: str, params: Any) -> None:
         task = asyncio.ensure_future(acreate_chat_completion(params, options_of(url, transport=transport)))
@@ -1221,7 +1234,7 @@ def test_a_cancelled_call_closes_its_connection(transport: str) -> None:
         asyncio.run(main(server.url, STREAM))
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_a_task_cancelled_in_a_stream_closes_its_connection(transport: str) -> None:
     async def follow(url: str, began: asyncio.Event) -> None:
         async for _ in await acreate_chat_completion(STREAM, options_of(url, transport=transport)):
@@ -1240,7 +1253,7 @@ def test_a_task_cancelled_in_a_stream_closes_its_connection(transport: str) -> N
         asyncio.run(main(server.url))
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_event_loops_one_after_the_other_are_quiet(transport: str, caplog: pytest.LogCaptureFixture) -> None:
     """Also one that ends with an open stream, and one that is closed without the farewell of asyncio.run."""
 
@@ -1263,7 +1276,7 @@ def test_event_loops_one_after_the_other_are_quiet(transport: str, caplog: pytes
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
-@pytest.mark.parametrize("transport", ["requests", "aiohttp"])
+@pytest.mark.parametrize("transport", AWAITED)
 def test_an_event_loop_may_be_left_as_it_is(transport: str) -> None:
     """A script that closes no loop, or none properly, ends without a word of ours."""
     script = """if True:
@@ -1315,9 +1328,9 @@ def test_a_fork_has_its_own_connections(http: Client) -> None:
 
 def in_child(http: Client, url: str) -> bytes:
     """What a forked child says of a call of its own."""
-    options = options_of(url, transport="aiohttp" if http.name == "aiohttp" else "requests")
+    options = options_of(url, transport=transport_of(http.name))
     try:
-        if http.name == "requests":
+        if http.name in BLOCKING:
             return str(create_chat_completion(PARAMS, options)["id"]).encode()
         asyncio.events._set_running_loop(None)
         return str(asyncio.run(acreate_chat_completion(PARAMS, options))["id"]).encode()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
 
 import pycurl
 
@@ -58,11 +59,15 @@ class Stream:
         data = b"".join(self.pieces)
         self.pieces.clear()
         self.size = 0
-        if self.paused and self.exchange is not None and not self.loop.forgotten:
+        if self.paused:
             self.paused = False
-            self.exchange.curl.pause(pycurl.PAUSE_CONT)
+            self.loop.calls.append(self.resume)
             self.resumed()
         return data
+
+    def resume(self) -> None:
+        if self.exchange is not None:
+            self.exchange.curl.pause(pycurl.PAUSE_CONT)
 
     def close(self) -> None:
         """End the transfer, if it is not over."""
@@ -110,8 +115,10 @@ def read(stream: Stream, leave: Callable[[], object]) -> Generator[bytes, float 
         yield b""
         while True:
             silent_at = time.monotonic() + clock.silence
+            left = clock.left(silent_at)
             while not stream.pieces and not stream.ended:
-                stream.loop.work(clock.left(silent_at))
+                stream.loop.work(left)
+                left = clock.left(silent_at)
             ended, data = stream.ended, stream.take()
             for piece in stream.inflate(data, ended and stream.error is None):
                 clock.shorten((yield piece))
@@ -137,13 +144,13 @@ async def aread(stream: Stream, arrival: asyncio.Event) -> AsyncGenerator[bytes,
         yield b""
         while True:
             silent_at = time.monotonic() + clock.silence
+            left = clock.left(silent_at)
             while not stream.pieces and not stream.ended:
                 arrival.clear()
-                try:
-                    async with asyncio.timeout(clock.left(silent_at)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
                         await arrival.wait()
-                except TimeoutError:
-                    continue
+                left = clock.left(silent_at)
             ended, data = stream.ended, stream.take()
             for piece in stream.inflate(data, ended and stream.error is None):
                 clock.shorten((yield piece))
