@@ -41,6 +41,13 @@ def params_option(context: click.Context, option: click.Parameter, texts: tuple[
     raise click.BadParameter(problem)
 
 
+def flight_option(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise click.BadParameter(f"{text!r} is no whole number greater than 0, nor several with commas between them")
+    return tuple(map(int, numbers))
+
+
 CONNECTION = (
     click.option("--impl", type=click.Choice(sorted(IMPLS)), default="openai", show_default=True, help="Whose API."),
     click.option(
@@ -68,6 +75,8 @@ def param_option(more: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 LIMITS_HELP = (
     """--plan: '{"rpm": …, "tpm": …, "concurrency": …, "latency": …}': a minute's requests and tokens, and seconds."""
 )
+FLIGHT_HELP = "Calls in flight; for --simulate also several to compare, such as 10,50,200."
+SIMULATE_HELP = "Print how long this would take on the server that FILE describes, and send nothing."
 PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes before the known prices."
 
 
@@ -82,7 +91,7 @@ PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes be
     "--schema", metavar="FILE", help="A JSON Schema that answers are to fit; they are then JSON, and no text."
 )
 @click.option("--journal", metavar="FILE", help="The memory of the run (default: OUT.journal.db; of a pipe none).")
-@click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Calls in flight.")
+@click.option("--concurrency", metavar="N", default="16", show_default=True, callback=flight_option, help=FLIGHT_HELP)
 @click.option("--retry-errors", is_flag=True, help="Send rows again that the journal has errors of.")
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="The first N rows only.")
 @click.option("--full", is_flag=True, help="Write each row's whole response or error, and its usage.")
@@ -90,7 +99,8 @@ PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes be
 @click.option("--prices", metavar="FILE", help=PRICES_HELP)
 @click.option("--bad", metavar="FILE", help="Where lines go that can't be read; without it they stop the run.")
 @click.option("--plan", "planned", is_flag=True, help="Print what this would send and cost, and send nothing.")
-@click.option("--json", "as_json", is_flag=True, help="--plan as JSON, to be saved and compared with.")
+@click.option("--simulate", "server", metavar="FILE", help=SIMULATE_HELP)
+@click.option("--json", "as_json", is_flag=True, help="--plan as JSON, to be saved and compared with; or --simulate.")
 @click.option(
     "--against", metavar="FILE", help="--plan: which rows differ from those of that saved plan, and their cost."
 )
@@ -109,7 +119,9 @@ def map_command(
     retry_errors: bool,
     budget: str | None,
     prices: str | None,
+    concurrency: tuple[int, ...],
     planned: bool,
+    server: str | None,
     as_json: bool,
     against: str | None,
     limits: str | None,
@@ -151,12 +163,19 @@ def map_command(
             parse=schema is not None,
             budget=budget,
             prices=prices_in(prices),
+            concurrency=concurrency[0],
             **rest,
         )
         if planned:
             from chatfn.cli.plan import Asked, limits_in, output_in, show_plan  # at its first use
 
             return show_plan(job, Asked(limits_in(limits), output_in(output_tokens), as_json, against))
+        if server is not None and not (against or limits or output_tokens):
+            from chatfn.cli.simulate import show_simulation  # at its first use
+
+            return show_simulation(job, server, concurrency, as_json)
+        if len(concurrency) > 1:
+            raise Misused("--concurrency takes several numbers for --simulate only")
         if as_json or against or limits or output_tokens:
             raise Misused("--json, --against, --limits and --output-tokens are for --plan")
         return run_map(job)

@@ -67,6 +67,8 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     Traceback (most recent call last):
     ValueError: unknown setting 'latencey' of 'simulated': did you mean 'latency'?
     """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"the settings of 'simulated' are {given!r}; give a map such as {{'latency': 1.5}}")
     check_names(given, KNOWN, "setting", "of 'simulated'")
     capacity = given.get("capacity")
     return Settings(
