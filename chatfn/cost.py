@@ -84,11 +84,18 @@ def money(
     """Attos and the price that they come of, or why they are unknown."""
     if not isinstance(usage, Mapping):
         return NO_USAGE
-    if not isinstance(model, str):
-        return "the answer names no model"
     counts = counts_of(usage)
     if counts is None:
         return f"the usage has no token counts that could be priced: {str(dict(usage))[:200]}"
+    return charged(counts, model, lookup, provider, tier, at)
+
+
+def charged(
+    counts: Counts, model: Any, lookup: Lookup, provider: str | None, tier: Any, at: Any
+) -> tuple[int, Price] | str:
+    """The same, of tokens that are counted."""
+    if not isinstance(model, str):
+        return "the answer names no model"
     when = float(at) if isinstance(at, (int, float)) and 0 < at < 1e11 else None
     price = lookup(model, provider, tier if isinstance(tier, str) else None, when)
     if isinstance(price, str):
@@ -129,6 +136,9 @@ def counts_of(usage: Json) -> Counts | None:
     given, said = whole(prompt), whole(completion)
     made = max(said, whole(total) - given)
     i, o = details(usage, "prompt_tokens_details"), details(usage, "completion_tokens_details")
+    if not (i or o or made > said):  # all that most servers say
+        hit = min(whole(usage.get("prompt_cache_hit_tokens")), given)
+        return Counts(given - hit, hit, 0, 0, 0, 0, 0, made, 0, 0, 0)
     audio = min(whole(i.get("audio_tokens")), given)
     image = min(whole(i.get("image_tokens")), given - audio)
     text = given - audio - image
@@ -153,7 +163,7 @@ def whole(value: Any) -> int:
 
 def details(usage: Json, name: str) -> Json:
     found = usage.get(name)
-    return found if isinstance(found, Mapping) else {}
+    return found if type(found) is dict or isinstance(found, Mapping) else {}
 
 
 def rates_for(price: Price, given: int) -> Rates:
@@ -181,20 +191,35 @@ def rate_of(rates: Rates, name: str) -> int | None:
     return rate
 
 
-def worst(price: Price, given: int, made: int, kinds: Sequence[str] = ()) -> int | str:
-    """The attos that a request costs at most, of so many input and output tokens at most.
+Ceiling = tuple[tuple[int, int, int, int], ...]  # from so many input tokens: attos a token in, out, and a request
 
-    ``kinds``: "audio", "image", where its text is not all.
+
+def ceiling(price: Price, kinds: Sequence[str] = ()) -> Ceiling | str:
+    """The dearest that tokens of a model can be, or why that is not known.
+
+    ``kinds``: "audio", "image", where text is not all.
     """
     parts = ["input", "cached_input", "cache_write_input"]
     parts += [f"{cached}{kind}_input" for kind in kinds for cached in ("", "cached_")]
     results = ["output", "reasoning_output", *(f"{kind}_output" for kind in kinds)]
-    most = 0
+    steps = []
     for start, rates in price.steps:
-        if start == 0 or given > start:
-            dear = [max((r for n in names if (r := rate_of(rates, n)) is not None), default=None)
-                    for names in (parts, results)]  # fmt: skip
-            if dear[0] is None or dear[1] is None:
-                return f"there is no price of {'input' if dear[0] is None else 'output'} tokens of {price.model!r}"
-            most = max(most, given * dear[0] + made * dear[1] + (rates.request or 0))
-    return most
+        into, out = (
+            max((rate for name in names if (rate := rate_of(rates, name)) is not None), default=None)
+            for names in (parts, results)
+        )
+        if into is None or out is None:
+            return f"there is no price of {'input' if into is None else 'output'} tokens of {price.model!r}"
+        steps.append((start, into, out, rates.request or 0))
+    return tuple(steps)
+
+
+def at_most(steps: Ceiling, given: int, made: int) -> int:
+    """The attos of a request with so many input and output tokens at most."""
+    return max(given * into + made * out + each for start, into, out, each in steps if given > start or start == 0)
+
+
+def worst(price: Price, given: int, made: int, kinds: Sequence[str] = ()) -> int | str:
+    """The attos that a request costs at most, of so many input and output tokens at most; or why that is not known."""
+    steps = ceiling(price, kinds)
+    return steps if isinstance(steps, str) else at_most(steps, given, made)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-from chatfn.cost import counts_of, money, worst
+from chatfn.cost import Ceiling, at_most, ceiling, charged, counts_of
 from chatfn.middleware.ledger import NOTHING, Amount, Cap
 from chatfn.prices import TIERS, Lookup, Price
 from chatfn.spec import Json, Request
@@ -39,43 +40,46 @@ class Budget(NamedTuple):
 
 def bound_of(request: Request, budget: Budget) -> Amount | str:
     """The most that a request can cost, or why there is no bound, and what would make one."""
-    body, model = request["body"], model_asked(request)
+    body = request["body"]
     if not isinstance(body, Mapping):
         return "its body is no map"
     given = input_bound(body, budget.parts)
     if isinstance(given, str):
         return given
-    price = budget.lookup(model or "", budget.provider or request["url"], None, None)
-    longest = price.longest if isinstance(price, Price) else None
     asked = [n for name in ("max_completion_tokens", "max_tokens") if type(n := body.get(name)) is int and n > 0]
+    found: tuple[int | None, Ceiling | str] = (None, ())
+    if budget.cap.attos is not None or not asked:
+        tier = body.get("service_tier")
+        tier = tier if isinstance(tier, str) else None
+        found = known(budget.lookup, model_asked(request) or "", budget.provider or request["url"], tier, given[1])
+    longest, steps = found
     if not asked and longest is None:
         return UNBOUNDED
     choices = body.get("n")
     made = (max(asked) if asked else cast(int, longest)) * (choices if type(choices) is int and choices > 1 else 1)
-    attos = 0
-    if budget.cap.attos is not None:
-        dear = dearest(request, budget, price, given[0], made, given[1])
-        if isinstance(dear, str):
-            return dear
-        attos = dear
-    return Amount(attos, given[0] + made)
+    if budget.cap.attos is None:
+        return Amount(0, given[0] + made)
+    return steps if isinstance(steps, str) else Amount(at_most(steps, given[0], made), given[0] + made)
 
 
-def dearest(
-    request: Request, budget: Budget, price: Price | str, given: int, made: int, kinds: tuple[str, ...]
-) -> int | str:
-    """The attos that so many tokens cost at most, at whatever tier the server may take them."""
+@lru_cache(1_024)  # asked for every attempt, and there are few models
+def known(
+    lookup: Lookup, model: str, where: str, tier: str | None, kinds: tuple[str, ...]
+) -> tuple[int | None, Ceiling | str]:
+    """How long an answer of a model can be, and what its tokens cost at the dearest tier that a request may be served
+    at; each, if it is known."""
+    price = lookup(model, where, None, None)
     if isinstance(price, str):
-        return price
-    tier = request["body"].get("service_tier")
-    found = [worst(price, given, made, kinds)]
+        return None, price
+    found = [ceiling(price, kinds)]
     for other in {tier} & set(TIERS) or ({"priority"} if tier in (None, "auto") else ()):
-        special = budget.lookup(model_asked(request) or "", budget.provider or request["url"], other, None)
+        special = lookup(model, where, other, None)
         if isinstance(special, Price):
-            found.append(worst(special, given, made, kinds))
-        elif tier is not None and tier != "auto":
-            return special
-    return next((problem for problem in found if isinstance(problem, str)), max(cast("list[int]", found)))
+            found.append(ceiling(special, kinds))
+        elif tier == other:
+            found.append(special)
+    problem = next((steps for steps in found if isinstance(steps, str)), None)
+    return price.longest, problem or tuple(step for steps in found for step in cast(Ceiling, steps))
 
 
 def input_bound(body: Json, parts: Json) -> tuple[int, tuple[str, ...]] | str:
@@ -136,7 +140,7 @@ def used_of(request: Request, response: Json, budget: Budget) -> Amount | None:
     said = cast(Json, said_of(response))
     for model in (said.get("model"), model_asked(request)):  # an answer may name a model that no table has
         where, tier = budget.provider or request["url"], said.get("service_tier")
-        found = money(usage, model, budget.lookup, where, tier, said.get("created"))
+        found = charged(counts, model, budget.lookup, where, tier, said.get("created"))
         if not isinstance(found, str):
             return Amount(found[0], sum(counts))
     return None
