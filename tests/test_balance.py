@@ -72,6 +72,7 @@ states = st.dictionaries(st.sampled_from(NAMES), healths)
 # --- the choice ---------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(states, st.lists(st.sampled_from(NAMES)), seconds, shares)
 def test_a_target_that_is_left_alone_gets_no_call_unless_all_of_them_are(state, tried, now, chance):
     turn = chosen(state, NAMES, tried, now, chance)
@@ -91,6 +92,7 @@ def test_a_target_that_is_left_alone_gets_no_call_unless_all_of_them_are(state, 
             assert known[turn.name].until == min(health.until for health in known.values())
 
 
+@settings(deadline=None, max_examples=300)
 @given(states, seconds)
 def test_all_that_are_well_get_calls_in_proportion_to_their_weights(state, now):
     well = {name: health._replace(failures=0, until=0.0, probe=None) for name, health in state.items()}
@@ -104,11 +106,13 @@ def test_all_that_are_well_get_calls_in_proportion_to_their_weights(state, now):
         point += weights[name]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), st.floats(1e-9, 1e9), min_size=1), st.floats(0, 1))
 def test_whatever_the_chance_a_name_is_drawn(weights, chance):
     assert drawn(weights, chance) in weights
 
 
+@settings(deadline=None)
 @given(reports, seconds, seconds)
 def test_what_is_left_grows_back_to_the_limit_and_never_shrinks(report, one, two):
     before, after = (grown(report, passed) for passed in sorted((one, two)))
@@ -139,6 +143,7 @@ def test_who_has_more_left_gets_more_and_who_failed_lately_gets_less():
 # --- what is learned ----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(states.map(pmap), KINDS, seconds, st.floats(0, 100), st.floats(0, 1e9))
 def test_after_a_failure_a_target_is_left_alone_for_its_pause_and_for_what_it_asked(state, kind, began, took, wait):
     now = began + took
@@ -157,6 +162,7 @@ def test_after_a_failure_a_target_is_left_alone_for_its_pause_and_for_what_it_as
         assert (after.failures, after.until) == (before.failures, before.until)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 100))
 def test_each_further_failure_doubles_the_pause_up_to_the_cap(one, two):
     assert pause(one, LAW) <= LAW.cap

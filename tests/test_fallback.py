@@ -7,7 +7,7 @@ import traceback
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawserver import STREAM_HEAD, answer, chunked, delta, event, raw_server, stream
 
@@ -515,6 +515,7 @@ def test_params_whose_model_is_no_name_are_refused_before_anything_is_sent(model
 JSON = st.dictionaries(st.sampled_from(["messages", "seed", "stream", "user"]), st.integers(), max_size=4)
 
 
+@settings(deadline=None)
 @given(
     JSON,
     st.sampled_from([None, "m", "m2"]),
@@ -547,6 +548,7 @@ def test_outcomes_conclude_in_the_last_or_in_the_answer_before_it():
     assert concluded([(sent, BUSY)]) == {**BUSY, "attempts": 1}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(CONDITIONS[:-2]), st.sampled_from([None, "content_filter", "insufficient_quota", 5]))
 def test_the_reasons_of_an_error_are_its_category_and_what_its_code_says(category, code):
     found = reasons({**BUSY, "error": {"category": category, "message": "", "code": code}})

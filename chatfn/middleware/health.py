@@ -90,8 +90,7 @@ def weights_of(healths: Mapping[str, Health], now: float) -> dict[str, float]:
     """
     left = {name: tokens_left(health, now) for name, health in healths.items()}
     said = [tokens for tokens in left.values() if tokens is not None]
-    mean = sum(said) / len(said) if said else 0.0
-    mean = mean or 1.0
+    mean = max(sum(said) / len(said), 1.0) if said else 1.0
     tokens = {name: mean if found is None else max(found, LEAST_LEFT * mean) for name, found in left.items()}
     return {name: tokens[name] * max(health.good, LEAST_GOOD) for name, health in healths.items()}
 
