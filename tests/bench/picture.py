@@ -15,6 +15,7 @@ PANELS = {
     "flight 1000": ("rate", "calls a second"),
     "map": ("rate", "rows a second"),
 }
+NAMES = {"socket": "raw sockets", "script": "aiohttp script"}
 OURS, PEER, FLOOR = "#1f6f8b", "#c9ced6", "#8a8f98"
 
 
@@ -42,9 +43,9 @@ def panel(axis: Any, measure: str, rows: list[Any]) -> None:
     """One measure: medians, whiskers from quartile to quartile, on a logarithmic scale."""
     figure, label = PANELS[measure]
     rows = sorted(rows, key=lambda row: row[figure]["median"], reverse=figure == "cpu")
-    names = [row["contestant"].replace("_", " ") for row in rows]
+    names = [NAMES.get(row["contestant"], row["contestant"].replace("_", " ")) for row in rows]
     values = [row[figure]["median"] for row in rows]
-    colours = [OURS if n.startswith("chatfn") else FLOOR if n == "socket" else PEER for n in names]
+    colours = [OURS if n.startswith("chatfn") else FLOOR if n == NAMES["socket"] else PEER for n in names]
     spreads = [
         [row[figure]["median"] - row[figure]["low"] for row in rows],
         [row[figure]["high"] - row[figure]["median"] for row in rows],

@@ -11,10 +11,9 @@ AT_ONCE = 200  # rows of a map in flight
 DEFAULT: Plan = {
     "rounds": 5,
     "calls": 100,
-    "events": 2_000,
-    "flight": [[10, 100], [100, 500], [1_000, 2_000], [5_000, 5_000]],  # at once, calls
-    "flight_rounds": 2,
-    "streams": [1_000, 10],  # at once, events of each
+    "events": 1_500,
+    "flight": [[10, 100, 2], [100, 500, 2], [1_000, 2_000, 2], [5_000, 5_000, 1]],  # at once, calls, rounds
+    "streams": [1_000, 5, 2],  # at once, events of each, rounds
     "sizes": [[1_000, 50], [100_000, 20], [10_000_000, 1]],  # characters of question and answer, calls
     "size_rounds": 2,
     "map": 20_000,  # rows
@@ -27,8 +26,8 @@ DEFAULT: Plan = {
 FULL: Plan = {
     **DEFAULT,
     "rounds": 9,
-    "flight": [[10, 200], [100, 1_000], [1_000, 5_000], [5_000, 10_000]],
-    "flight_rounds": 5,
+    "flight": [[10, 200, 5], [100, 1_000, 5], [1_000, 5_000, 5], [5_000, 10_000, 5]],
+    "streams": [1_000, 20, 5],
     "size_rounds": 5,
     "map_rounds": 3,
     "memory": [20_000, 2_000_000],
@@ -39,9 +38,8 @@ QUICK: Plan = {
     "rounds": 2,
     "calls": 5,
     "events": 100,
-    "flight": [[10, 20], [50, 50]],
-    "flight_rounds": 2,
-    "streams": [10, 3],
+    "flight": [[10, 20, 2], [50, 50, 1]],
+    "streams": [10, 3, 2],
     "sizes": [[100_000, 1]],
     "size_rounds": 2,
     "map": 200,

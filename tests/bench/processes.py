@@ -26,7 +26,11 @@ Pythons = Mapping[str, str]  # contestant to the Python that it runs on
 class Worker(NamedTuple):
     name: str
     process: subprocess.Popen[str]
-    told: Figures  # what it can do, and at most how many at once
+    told: Figures | None  # what it can do, and at most how many at once; None if it did not start
+
+    def takes_part(self, measure: str, at_once: int = 0) -> bool:
+        """Whether it is asked; one that did not start is, so that it is told of."""
+        return self.told is None or (measure in self.told["can"] and self.told["most"] >= at_once)
 
 
 def environment(cache: str) -> dict[str, str]:
@@ -75,7 +79,10 @@ def workers(env: Mapping[str, str], pythons: Pythons, endpoint: str, names: Iter
         found = []
         for name in names:
             process = stack.enter_context(module(env, pythons[name], "tests.bench.worker", name, endpoint))
-            found.append(Worker(name, process, json.loads(line_from(process, STARTING) or '{"can": [], "most": 0}')))
+            line = line_from(process, STARTING)
+            if not line:
+                process.kill()  # what it is asked says so
+            found.append(Worker(name, process, json.loads(line) if line else None))
         yield found
 
 

@@ -16,7 +16,7 @@ TITLES = {
     "flight": f"{{:,}} calls in flight, answers after {LATENCY * 1e3:g} ms",
     "streams": "an event, {:,} streams at once",
     "size": "a call with {:,} characters of question and of answer",
-    "map": f"a row of a map, {AT_ONCE} in flight, {MAP_LATENCY * 1e3:g} ms, 2 % fail at first; chatfn with a journal",
+    "map": f"a map, {AT_ONCE} in flight, {MAP_LATENCY * 1e3:g} ms, 2 % fail at first; chatfn's with a journal",
     "imports": "an import, without Python's own start",
     "alone": "what chatfn adds: on a transport that answers at once",
 }
@@ -151,7 +151,7 @@ def table(measure: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"\n{title_of(measure)}: medians and quartiles of {rounds} round{'s' * (rounds > 1)}"
     more = f"{'late p50':>10}{'p99 ms':>9}" if late else ""
     heads = f"{'CPU ' + unit:>11}{'':<23}{'wall ' + unit:>11}{'':<23}{'a second':>11}{more}{'peak MB':>9}"
-    yield f"{'':<24}{heads}  CPU under openai's"
+    yield f"{'':<24}{heads}  less CPU than openai"
     for row in found:
         name = ALONE.get(row["contestant"], row["contestant"])
         if "error" in row:

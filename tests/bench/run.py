@@ -51,7 +51,7 @@ def near(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     found = {}
     with server(env, *NEAR) as origin, workers(env, pythons, f"{origin}/v1", pythons) as all_:
         for measure in ("calls", "events"):
-            able = [worker for worker in all_ if measure in worker.told["can"]]
+            able = [worker for worker in all_ if worker.takes_part(measure)]
             turns(asks_of(able, plan, 1, measure=measure, count=max(1, plan[measure] // 5)), 1)
             asks = asks_of(able, plan, plan[measure], measure=measure, count=plan[measure])
             found[measure] = turns(asks, plan["rounds"])
@@ -73,16 +73,16 @@ def sizes(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
 def far(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     """Many calls in flight, and many streams; the most memory is told after each, for it only grows."""
     found = {}
-    streams, events = plan["streams"]
+    streams, events, rounds = plan["streams"]
     with server(env, *FAR) as origin, workers(env, pythons, f"{origin}/v1", pythons) as all_:
-        for at_once, calls in plan["flight"]:
-            able = [w for w in all_ if "flight" in w.told["can"] and w.told["most"] >= at_once]
+        for at_once, calls, times in plan["flight"]:
+            able = [worker for worker in all_ if worker.takes_part("flight", at_once)]
             turns(asks_of(able, plan, 1, measure="flight", count=at_once, at_once=at_once), 1)
             asks = asks_of(able, plan, calls, measure="flight", count=calls, at_once=at_once)
-            found[f"flight {at_once}"] = turns(asks, plan["flight_rounds"])
-        able = [w for w in all_ if "streams" in w.told["can"] and w.told["most"] >= streams]
+            found[f"flight {at_once}"] = turns(asks, times)
+        able = [worker for worker in all_ if worker.takes_part("streams", streams)]
         asks = asks_of(able, plan, streams * events, measure="streams", count=events, at_once=streams)
-        found[f"streams {streams}"] = turns(asks, plan["flight_rounds"])
+        found[f"streams {streams}"] = turns(asks, rounds)
     return found
 
 
@@ -107,7 +107,7 @@ def maps(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
         server(env, *FAULTY) as origin,
         workers(env, pythons, f"{origin}/v1", pythons) as all_,
     ):
-        able = [worker for worker in all_ if "map" in worker.told["can"]]
+        able = [worker for worker in all_ if worker.takes_part("map")]
         journals = (Path(folder) / f"{n}.db" for n in count())
         rows = plan["map"]
         turns({w.name: partial(a_map, w, plan, origin, min(rows, WARM_ROWS), journals) for w in able}, 1)
@@ -118,6 +118,8 @@ def maps(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
 def imports(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     """CPU and wall seconds of an import, without those of a Python process that does nothing."""
     statements: dict[tuple[str, str], str] = {}
+    if OURS in pythons:
+        statements[pythons[OURS], "import chatfn"] = "chatfn"
     for name, python in pythons.items():
         statements.setdefault((python, module_of(name).IMPORT or NOTHING), name)
     asks = {name: partial(spent, env, python, statement) for (python, statement), name in statements.items()}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench.contestants import Client
-from tests.bench.contestants.chatfns import IMPORT as IMPORT
-from tests.bench.contestants.chatfns import NEEDED, client_on
-from tests.bench.contestants.chatfns import REQUIRES as COMMON
+from tests.bench.contestants import Client, chatfns
 
-PACKAGES = (*NEEDED, "aiohttp")
-REQUIRES = (*COMMON, "aiohttp")
+PACKAGES = (*chatfns.NEEDED, "aiohttp")
+REQUIRES = (*chatfns.REQUIRES, "aiohttp")
+IMPORT = chatfns.IMPORT.format("aiohttp")
 
 
 def client(endpoint: str) -> Client:
-    return client_on("aiohttp", endpoint, awaits=True)
+    return chatfns.client_on("aiohttp", endpoint, awaits=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench.contestants import Client
-from tests.bench.contestants.chatfns import IMPORT as IMPORT
-from tests.bench.contestants.chatfns import NEEDED, client_on
-from tests.bench.contestants.chatfns import REQUIRES as COMMON
+from tests.bench.contestants import Client, chatfns
 
-PACKAGES = (*NEEDED, "pycurl")
-REQUIRES = (*COMMON, "pycurl")
+PACKAGES = (*chatfns.NEEDED, "pycurl")
+REQUIRES = (*chatfns.REQUIRES, "pycurl")
+IMPORT = chatfns.IMPORT.format("curl")
 
 
 def client(endpoint: str) -> Client:
-    return client_on("curl", endpoint)
+    return chatfns.client_on("curl", endpoint)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from tests.bench.contestants import Client
-from tests.bench.contestants.chatfns import IMPORT as IMPORT
-from tests.bench.contestants.chatfns import NEEDED, client_on
-from tests.bench.contestants.chatfns import REQUIRES as COMMON
+from tests.bench.contestants import Client, chatfns
 
-PACKAGES = NEEDED
-REQUIRES = COMMON
+PACKAGES = chatfns.NEEDED
+REQUIRES = chatfns.REQUIRES
+IMPORT = chatfns.IMPORT.format("requests")
 
 
 def client(endpoint: str) -> Client:
-    return client_on("requests", endpoint)
+    return chatfns.client_on("requests", endpoint)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.bench.contestants import KEY, Client, Params, Timed, awaited, blocking, has_text, params_of, text_of
 
-IMPORT = "import chatfn"
+IMPORT = "import chatfn.transports; chatfn.transports.transport_of({!r})"  # as far as the others' imports go
 NEEDED = ("requests", "toolz", "pyrsistent")
 REQUIRES = ("requests>=2.32.3", "urllib3>=2.6.3", "toolz>=1.0", "pyrsistent>=0.20", "orjson>=3.10")
 
