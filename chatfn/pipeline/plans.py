@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, cast
 
-from chatfn.client import STACK, check_order, resolved
+from chatfn.client import resolved
 from chatfn.core import NO_OPTIONS, requester
 from chatfn.cost import Counts, attos_of, rates_for, worst
 from chatfn.journal import request_key
@@ -22,6 +22,7 @@ from chatfn.pipeline.sums import NO_ROWS, Attos, Item, counted, summary_of
 from chatfn.pipeline.tokens import Size, quarter, size_of
 from chatfn.prices import Lookup, Price, lookup_of
 from chatfn.spec import Json, Options
+from chatfn.stack import STACK, check_order
 from chatfn.transports import named
 from chatfn.usage import model_asked
 
@@ -58,7 +59,7 @@ def plan(
     model allows.  ``tokens_of``: a tokenizer of your own; without one input is a quarter of its bytes, and an estimate.
     Prompt caching and retries are not foreseen.
 
-    ``rows`` is read once, and may have any number of rows: memory is bounded, but for ``keys``, which keeps 49 bytes a
+    ``rows`` is read once, and may have any number of rows: memory is bounded, but for ``keys``, which keeps 120 bytes a
     row, and its id, for ``diff_plans``.  ``id_of``: a function of a row to its id; without one it is the row's "id".
     Raises ``ValueError`` for options, prices or limits that can't be, and what ``rows`` raises.
 
