@@ -3,18 +3,13 @@
 from importlib import import_module as _import_module
 
 from chatfn.chunks import collect
-from chatfn.client import (
-    MIDDLEWARE,
-    acreate_chat_completion,
-    aresponder,
-    create_chat_completion,
-    responder,
-)
+from chatfn.client import acreate_chat_completion, aresponder, create_chat_completion, responder
 from chatfn.core import build_request, completion_of, wire_headers
 from chatfn.errors import ChatError
 from chatfn.impls import IMPLS
 from chatfn.middleware import Call, Sleep, middleware
 from chatfn.spec import __version__
+from chatfn.stack import MIDDLEWARE
 from chatfn.transports import TRANSPORTS
 from chatfn.unfold import events_of, text_deltas, text_of
 

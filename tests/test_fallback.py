@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rawserver import STREAM_HEAD, answer, chunked, delta, event, raw_server, stream
 
 from chatfn import IMPLS, ChatError, acreate_chat_completion, collect, create_chat_completion, map_chat, text_of
-from chatfn.client import layers_of, resolved
+from chatfn.client import resolved
 from chatfn.core import requester
 from chatfn.middleware import Call, Sleep, WoundDown
 from chatfn.middleware.fallback import failing_over, fallback
@@ -29,6 +29,7 @@ from chatfn.middleware.ways import (
     resumed,
 )
 from chatfn.options import resolve, sealed
+from chatfn.stack import layers_of
 
 PARAMS = {"messages": [{"role": "user", "content": "hé"}], "model": "m", "seed": 1}
 DONE = {"id": "c", "object": "chat.completion", "choices": [{"finish_reason": "stop"}], "usage": {"total_tokens": 3}}

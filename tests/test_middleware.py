@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatfn import Call, Sleep, create_chat_completion, middleware
-from chatfn.client import MIDDLEWARE, layer
 from chatfn.errors import RETRYABLE
 from chatfn.middleware import is_async
 from chatfn.middleware.call import authorize, origin, redirected, timed
 from chatfn.middleware.retry import backoff, retry
 from chatfn.secret import Secret
+from chatfn.stack import MIDDLEWARE, layer
 
 REQUEST = {"url": "https://h/v1/chat/completions", "headers": {}, "body": {}, "deadline": 10.0}
 OK = {"status": 200, "headers": {}, "body": {"id": "c"}}

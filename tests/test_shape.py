@@ -41,6 +41,7 @@ ROOMS = [
     "cost",
     "middleware",
     "journal",
+    "stack",
     "client",
     "pipeline",
     "__init__",

@@ -22,11 +22,12 @@ from chatfn.cli.stopping import Halted, Stop, stoppable, until
 from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table, read_table
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import Write, row_writer
-from chatfn.client import STACK, resolved
+from chatfn.client import resolved
 from chatfn.errors import ChatError
 from chatfn.options import sealed
 from chatfn.pipeline.maps import running
 from chatfn.prices import has_library
+from chatfn.stack import STACK
 
 SOME_ERRORS = 3  # exit status
 STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # a file there is not replaced, nor emptied

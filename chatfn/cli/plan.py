@@ -14,12 +14,12 @@ from chatfn.cli.rows import Job, prepared, table_columns
 from chatfn.cli.shown import findings_text, json_of, say, shown
 from chatfn.cli.table import Bad, opened_table
 from chatfn.cli.words import Misused
-from chatfn.client import STACK
 from chatfn.middleware.budget import usd_text
 from chatfn.pipeline.diffs import diff_plans
 from chatfn.pipeline.plans import plan
 from chatfn.prices import ATTOS
 from chatfn.spec import Json
+from chatfn.stack import STACK
 
 NAMED = 10  # rows, findings and models that are named before the rest is counted
 

@@ -13,9 +13,9 @@ from chatfn.cli.progress import clock
 from chatfn.cli.rows import Job, prepared, table_columns
 from chatfn.cli.shown import json_of, say, shown
 from chatfn.cli.table import opened_table
-from chatfn.client import STACK
 from chatfn.pipeline.simulations import simulate
 from chatfn.spec import Json
+from chatfn.stack import STACK
 from chatfn.transports.simulated.settings import settings_of
 
 HEADS = ("concurrency", "duration", "rows/s", "429s", "errors", "tokens in", "tokens out", "cost")

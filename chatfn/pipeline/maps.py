@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from toolz import compose
 
 from chatfn.chunks import collector
-from chatfn.client import check_credential, layers_of, resolved
+from chatfn.client import check_credential, resolved
 from chatfn.core import NO_OPTIONS, requester
 from chatfn.errors import ChatError
 from chatfn.journal import JournalError
@@ -24,6 +24,7 @@ from chatfn.pipeline.drivers import driver_of
 from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.plain import without
 from chatfn.spec import Error, Json, Options, Request, Response
+from chatfn.stack import layers_of
 from chatfn.transports import close, transport_of
 from chatfn.usage import usage_of
 

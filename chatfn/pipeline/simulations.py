@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from chatfn.atom import Atom
-from chatfn.client import STACK, layer, resolved
+from chatfn.client import resolved
 from chatfn.core import NO_OPTIONS, requester
 from chatfn.cost import Counts, attos_of, rates_for
 from chatfn.errors import ChatError
@@ -36,6 +36,7 @@ from chatfn.pipeline.tokens import quarter, size_of
 from chatfn.plain import without
 from chatfn.prices import ATTOS, Lookup, Price, lookup_of
 from chatfn.spec import Json, Options, Request, Response
+from chatfn.stack import STACK, layer
 from chatfn.transports import named
 from chatfn.transports.simulated import driver_of
 from chatfn.transports.simulated.bodies import DATA

@@ -9,13 +9,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from chatfn.client import check_credential, handler_of, resolved
+from chatfn.client import check_credential, resolved
 from chatfn.core import requester
 from chatfn.middleware import is_async
 from chatfn.options import BOUNDS, sealed
 from chatfn.secret import Secret, seal
 from chatfn.serve.application import app
 from chatfn.spec import Handler, Json, Options, Request, Response
+from chatfn.stack import handler_of
 from chatfn.transports import transport_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,126 @@
+"""The layers around a call: the middleware of the option ``middleware`` in its order, and those of every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from inspect import signature
+from typing import Any, cast
+
+from pyrsistent import PMap, pmap
+from toolz import compose
+
+from chatfn.errors import category_of
+from chatfn.journal import budget, journal
+from chatfn.middleware.balance import balance
+from chatfn.middleware.call import authorize, redirected, timed, tracing
+from chatfn.middleware.codec import codec
+from chatfn.middleware.cost import cost
+from chatfn.middleware.fallback import fallback
+from chatfn.middleware.limit import limit
+from chatfn.middleware.retry import retry
+from chatfn.options import nearest
+from chatfn.spec import AsyncHandler, Handler, Middleware, Options
+from chatfn.transports import named
+
+TABLE: dict[str, Callable[..., Middleware]] = {
+    "cost": cost,
+    "journal": journal,
+    "fallback": fallback,
+    "balance": balance,
+    "retry": retry,
+    "budget": budget,
+    "limit": limit,
+}
+MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap(TABLE)
+STACK = (["retry", {"attempts": 3}],)
+ORDER = (  # outer, inner, and why not the other way round
+    ("cost", "journal", "a cost inside a journal would not be there for answers that are at hand"),
+    ("cost", "fallback", "a cost inside a fallback would be that of one target"),
+    ("cost", "balance", "a cost inside a balance would be that of one target"),
+    ("cost", "retry", "a cost inside a retry would be that of the last attempt"),
+    ("cost", "budget", "a cost inside a budget would be that of one attempt"),
+    ("journal", "fallback", "a fallback outside of the journal would have the answers of each target kept apart"),
+    ("journal", "balance", "a balance outside of the journal would have the answers of each target kept apart"),
+    ("journal", "retry", "a journal inside a retry would take each attempt for a call of its own"),
+    ("journal", "budget", "a budget outside a journal would hold money for answers that are at hand"),
+    ("journal", "limit", "a limit outside a journal would hold up answers that are at hand"),
+    ("fallback", "budget", "a budget outside of the fallback can't tell one target from another"),
+    ("fallback", "limit", "a limit outside of the fallback can't tell one target from another"),
+    ("balance", "budget", "a budget outside of the balance can't tell one target from another"),
+    ("balance", "limit", "a limit outside of the balance can't tell one target from another"),
+    ("retry", "budget", "a budget outside a retry would hold one attempt and pay for several"),
+    ("retry", "limit", "a limit outside a retry would not see what is sent again"),
+    ("budget", "limit", "a budget inside a limit would hold up those who wait for their turn"),
+)
+ALONE = (  # of these only one, and why
+    (("journal",), "two journals around one call would wait for each other"),
+    (("fallback", "balance"), 'both "fallback" and "balance" try all targets'),
+    (("budget",), 'two budgets around one call; give "usd" and "tokens" to one'),
+    (("limit",), 'two limits around one call would count each request twice; give all settings to one "limit"'),
+)
+
+
+def layer(item: Any) -> Middleware:
+    """Middleware as it is, or by its name in ``MIDDLEWARE``, with its settings.
+
+    >>> layer(["retry", {"attempts": 6}]).__name__
+    'wrap'
+    """
+    if callable(item):
+        return cast(Middleware, item)
+    name, settings = named(item, "middleware")
+    if name not in MIDDLEWARE:
+        raise ValueError(
+            f"unknown middleware {name!r}{nearest(name, MIDDLEWARE)}; known: {', '.join(sorted(MIDDLEWARE))}"
+        )
+    for setting in settings:
+        if setting not in settings_of(name):
+            raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, settings_of(name))}")
+    return MIDDLEWARE[name](**settings)
+
+
+@cache
+def settings_of(name: str) -> frozenset[str]:
+    """The names of the settings of a middleware of the table."""
+    return frozenset(signature(MIDDLEWARE[name]).parameters) - {"request"}
+
+
+def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
+    """The handler of a call: its layers around the transport."""
+    return compose(*layers_of(options))(transport)
+
+
+def check_order(items: Any) -> None:
+    """Raise for layers that would undo each other."""
+    names = [None if callable(item) else named(item, "middleware")[0] for item in items]
+    for only, why in ALONE:
+        if sum(name in only for name in names) > 1:
+            raise ValueError(f"{why}; name one, once, in the option 'middleware'")
+    for outer, inner, why in ORDER:
+        if outer in names and inner in names[: names.index(outer)]:
+            raise ValueError(f'{why}; put "{outer}" before "{inner}" in the option \'middleware\'')
+
+
+def linked(items: Sequence[Any]) -> list[Any]:
+    """The middleware with what layers have to know of each other: a budget counts what its journal has paid for."""
+    found = [(None, {}) if callable(item) else named(item, "middleware") for item in items]
+    path = next((settings.get("path") for name, settings in found if name == "journal"), None)
+    return [
+        [name, {"journal": path, **settings}] if name == "budget" and path is not None else item
+        for item, (name, settings) in zip(items, found, strict=True)
+    ]
+
+
+def layers_of(options: Options) -> list[Middleware]:
+    """The layers of a call, outermost first: its clock, its middleware, its credential, trace, codec and redirects."""
+    trace = options.get("trace")
+    check_order(options.get("middleware", STACK))
+    return [
+        timed(),
+        *map(layer, linked(options.get("middleware", STACK))),
+        authorize(),
+        *([] if trace is None else [tracing(trace)]),
+        codec(options.get("category_of", category_of)),
+        redirected(),
+    ]
