@@ -130,15 +130,14 @@ def counts_of(usage: Json) -> Counts | None:
      'image_input': 0, 'cached_image_input': 0, 'output': 1, 'reasoning_output': 3, 'audio_output': 0,
      'image_output': 0}
     """
-    prompt, completion, total = (usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
-    if not any(type(value) is int for value in (prompt, completion)):
+    prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
+    if type(prompt) is not int and type(completion) is not int:
         return None
     given, said = whole(prompt), whole(completion)
     made = max(said, whole(total) - given)
     i, o = details(usage, "prompt_tokens_details"), details(usage, "completion_tokens_details")
-    if not (i or o or made > said):  # all that most servers say
-        hit = min(whole(usage.get("prompt_cache_hit_tokens")), given)
-        return Counts(given - hit, hit, 0, 0, 0, 0, 0, made, 0, 0, 0)
+    if made == said and not any(i.values()) and not any(o.values()) and "prompt_cache_hit_tokens" not in usage:
+        return Counts(given, 0, 0, 0, 0, 0, 0, made, 0, 0, 0)  # as most answers are
     audio = min(whole(i.get("audio_tokens")), given)
     image = min(whole(i.get("image_tokens")), given - audio)
     text = given - audio - image

@@ -87,7 +87,7 @@ def lookup_of(prices: Json | None = None) -> Lookup:
     >>> find("my-model-2026-01-31", None, None, None).steps[0][1][:2]
     (500000000000, 1500000000000)
     """
-    table = {} if prices is None else checked(prices)
+    table = {} if prices is None else dict(checked(prices))
     found: dict[tuple[str, str | None], Price | str] = {}
 
     def find(model: str, provider: str | None, tier: str | None, at: float | None) -> Price | str:
@@ -111,8 +111,10 @@ def name_in(table: Json, model: str) -> str | None:
     >>> name_in({"gpt-4o": 1}, "gpt-4o-2024-08-06"), name_in({"ft:gpt-4o": 1}, "ft:gpt-4o-2024-08-06:acme::x1")
     ('gpt-4o', 'ft:gpt-4o')
     """
+    if not table or model in table:
+        return model if table else None
     tuned = ":".join(model.split(":")[:2]) if model.startswith("ft:") else model
-    for name in (model, DATED.sub("", model), tuned, DATED.sub("", tuned)):
+    for name in (DATED.sub("", model), tuned, DATED.sub("", tuned)):
         if name in table:
             return name
     return None

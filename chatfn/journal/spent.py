@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from chatfn.cost import money
 from chatfn.journal.report import PAGE, reading
+from chatfn.journal.rows import TOKENS, integer
 from chatfn.middleware.bounds import Budget, bound_of, used_of
 from chatfn.middleware.budget import budget
 from chatfn.middleware.ledger import NOTHING, Amount, plus
@@ -19,7 +20,7 @@ from chatfn.prices import ATTOS, Lookup
 from chatfn.spec import Json, Middleware
 from chatfn.usage import is_free
 
-TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+DAY = 86_400  # seconds
 SAID = ("usage", "model", "service_tier", "created")
 CALLS = (
     "SELECT id, sent, state, model, url, status, category, attempts, prompt_tokens, completion_tokens, total_tokens,"
@@ -77,22 +78,26 @@ def by_day(path: str | os.PathLike[str], lookup: Lookup, provider: str | None = 
     what is known, or None if nothing is; ``unpriced`` says of how many calls the cost is not known.
     Raises as ``chatfn.journal.report.summary`` does.
     """
-    sums: dict[tuple[str, str], list[int]] = {}
+    sums: dict[tuple[int, str], list[int]] = {}
     with reading(os.path.realpath(os.fsdecode(path))) as db:
         for call in calls_in(db):
-            usage = call.said.get("usage")
+            said = call.said
+            usage = said.get("usage") or {}
             found = money(
-                usage, call.model, lookup, provider or call.url, call.said.get("service_tier"), call.said.get("created")
+                usage, call.model, lookup, provider or call.url, said.get("service_tier"), said.get("created")
             )
-            day = datetime.fromtimestamp(call.sent, UTC).date().isoformat()
-            entry = sums.setdefault((day, call.model or ""), [0] * 7)
-            counts = [value if type(value) is int else 0 for value in ((usage or {}).get(name) for name in TOKENS)]
-            known = not isinstance(found, str)
-            new = [1, *counts, found[0] if not isinstance(found, str) else 0, known, not known and not call.free]
-            entry[:] = [old + int(more) for old, more in zip(entry, new, strict=True)]
+            entry = sums.setdefault((int(call.sent // DAY), call.model or ""), [0] * 7)
+            entry[0] += 1
+            for place, name in enumerate(TOKENS, 1):
+                entry[place] += integer(usage.get(name)) or 0
+            if isinstance(found, str):
+                entry[6] += not call.free
+            else:
+                entry[4] += found[0]
+                entry[5] += 1
     return [
         {
-            "day": day,
+            "day": datetime.fromtimestamp(day * DAY, UTC).date().isoformat(),
             "model": model or None,
             "calls": calls,
             "tokens": {"prompt": prompt, "completion": completion, "total": total},
