@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from types import FunctionType, NoneType
+from typing import Any, TypeVar, cast
 
+from chatfn.atom import Atom
 from chatfn.chunks import collector
 from chatfn.core import NO_OPTIONS, auth_of, completion_of, requester
 from chatfn.errors import ChatError
 from chatfn.impls import variables_of
 from chatfn.middleware import is_async
 from chatfn.middleware.targets import targets_in, told, with_targets
-from chatfn.options import CREDENTIALS, check_secret, headers_of, impl_of, resolve, sealed
-from chatfn.secret import seal
+from chatfn.options import check_secret, headers_of, impl_of, resolve, sealed, sealed_own
+from chatfn.secret import Secret, fingerprint
 from chatfn.spec import Json, Options, Response
 from chatfn.stack import handler_of
 from chatfn.transports import NETWORK, aclose, close, default_async, transport_of
 
+R = TypeVar("R")
+COMPARED = frozenset({str, bytes, int, float, bool, NoneType})
+MOST_PREPARED = 32
+PREPARED: Atom[dict[Any, Any]] = Atom({})  # what single calls are answered by, and would else be made for each
+
 
 def environment(options: Json) -> dict[str, Any]:
-    """What the environment says of the options of their impl, read now; credentials sealed."""
+    """What the environment says of the options of their impl, read now; sealed."""
     impl = impl_of(options)
     found: dict[str, Any] = {}
     for option in impl["env"]:
         for variable in variables_of(impl, option):
-            if os.environ.get(variable) and option not in found:
-                found[option] = seal(os.environ[variable]) if option in CREDENTIALS else os.environ[variable]
-    return found
+            value = os.environ.get(variable)
+            if value:
+                found[option] = value
+                break
+    return sealed_own(found)
 
 
 def resolved(options: Any) -> Options:
@@ -113,6 +122,35 @@ def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
     return respond
 
 
+def prepared(respond: Callable[[Options], R], options: Any) -> tuple[Options, R]:
+    """Sealed options resolved, and what ``respond`` makes of them: again the same for options that say the same."""
+    if not isinstance(options, Mapping):
+        return resolve(options), respond(resolve(options))
+    found = environment(options)
+    key = identity(respond, options, found)
+    made: tuple[Options, R] | None = None if key is None else PREPARED.deref().get(key)
+    if made is None:
+        whole = with_targets(resolve(options, found), options, found, environment)
+        made = whole, respond(whole)
+        if key is not None:
+            PREPARED.swap(lambda old: {**(old if len(old) < MOST_PREPARED else {}), key: made})
+    return made
+
+
+def identity(respond: object, options: Json, found: Json) -> tuple[Any, ...] | None:
+    """What tells options and what the environment says of them from others; None if they hold more than plain values
+    and functions, which may change."""
+    parts: list[Any] = [respond]
+    for name, value in (*options.items(), *found.items()):
+        part = fingerprint(value) if isinstance(value, Secret) else value
+        if part is None and value is not None:
+            return None
+        if type(part) not in COMPARED and not isinstance(part, FunctionType):
+            return None
+        parts += (name, type(part), part)
+    return tuple(parts)
+
+
 def create_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -> Any:
     """The completion of a params map, as a dict; with ``"stream": True`` an iterator of its events, as dicts.
 
@@ -127,8 +165,9 @@ def create_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -
     'hi'
     """
     options = sealed(options)
-    whole = with_params(resolved(options), params)
-    return finish(respond_with(whole)(params), whole)
+    whole, respond = prepared(respond_with, options)
+    whole = with_params(whole, params)
+    return finish(respond(params), whole)
 
 
 async def acreate_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -> Any:
@@ -140,8 +179,9 @@ async def acreate_chat_completion(params: Json, options: Options | Json = NO_OPT
     'stop'
     """
     options = sealed(options)
-    whole = with_params(resolved(options), params)
-    return await afinish(await arespond_with(whole)(params), whole)
+    whole, respond = prepared(arespond_with, options)
+    whole = with_params(whole, params)
+    return await afinish(await respond(params), whole)
 
 
 def finish(response: Response, options: Options) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 from typing import Any, Literal
 
 Kind = Literal["value", "function", "absent"]  # a function may return another value next time
@@ -74,6 +75,18 @@ def hidden(value: Any) -> Any:
     """Anything as a ``Secret``: for what stands in a credential's place, or may have been meant as one."""
     secret = seal(value)
     return secret if isinstance(secret, Secret) else Secret(lambda: value, "value")
+
+
+def fingerprint(secret: Secret) -> Any:
+    """Equal for secrets that hold the same, and no help in guessing it; None for one that can't be told by it.
+
+    >>> fingerprint(Secret("a")) == fingerprint(Secret("a")), fingerprint(Secret("a")) == fingerprint(Secret("b"))
+    (True, False)
+    """
+    if secret.kind == "value":
+        value = secret.reveal()
+        return sha256(value.encode("utf-8", "surrogatepass")).digest() if isinstance(value, str) else None
+    return secret.reveal if secret.kind == "absent" else secret._reveal
 
 
 def type_name(value: Any) -> str:

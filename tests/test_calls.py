@@ -4,13 +4,14 @@ import asyncio
 import json
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 from pyrsistent import freeze, thaw
 from rawserver import CLOSE, answer, delta, event, raw_server, stream
 
 import chatfn
-from chatfn import ChatError, acreate_chat_completion, aresponder, create_chat_completion, responder
+from chatfn import ChatError, acreate_chat_completion, aresponder, create_chat_completion, responder, wire_headers
 
 PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hé"}]}
 STREAM = {**PARAMS, "stream": True}
@@ -274,3 +275,36 @@ def test_unknown_transports_and_middleware_name_the_nearest():
         create_chat_completion(PARAMS, {"transport": "request"})
     with pytest.raises(ValueError, match="did you mean 'retry'"):
         create_chat_completion(PARAMS, {"transport": "echo", "middleware": ["retyr"]})
+
+
+def test_a_call_uses_what_its_options_and_the_environment_say_then(monkeypatch):
+    """What a call is made with is kept for the next that says the same: a changed key, endpoint or function is seen."""
+    sent = []
+
+    def transport(request):
+        sent.append((request["url"].split("/")[2], wire_headers(request)["authorization"].removeprefix("Bearer ")))
+        return {"status": 200, "headers": {}, "body": json.dumps(DONE).encode()}
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-environment")
+    options = {"transport": transport, "api_endpoint": "https://one.example/v1"}
+    for change in ({}, {"api_key": "a"}, {"api_key": "b"}, {"api_endpoint": "https://two.example/v1"}, {}):
+        options |= change
+        both(PARAMS, {**options})
+    del options["api_key"]
+    monkeypatch.setenv("OPENAI_API_KEY", "another-of-the-environment")
+    create_chat_completion(PARAMS, options)
+    create_chat_completion(PARAMS, {**options, "api_key": lambda: "of-a-function"})
+    assert sent == [
+        *[("one.example", "key-of-the-environment")] * 2,
+        *[("one.example", "a")] * 2,
+        *[("one.example", "b")] * 2,
+        *[("two.example", "b")] * 4,
+        ("two.example", "another-of-the-environment"),
+        ("two.example", "of-a-function"),
+    ]
+
+
+def test_options_that_were_fine_once_are_still_refused_when_they_are_not():
+    for wrong, error in ((True, TypeError), (1, None), (1.0, None), ("1", TypeError)):
+        with pytest.raises(error) if error else nullcontext():
+            create_chat_completion(PARAMS, {"transport": "echo", "deadline": wrong})

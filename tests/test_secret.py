@@ -24,6 +24,7 @@ from chatfn.secret import (
     MASK,
     Secret,
     absent,
+    fingerprint,
     hidden,
     mask,
     mask_all,
@@ -391,3 +392,15 @@ def test_a_chat_error_tells_no_secret_even_if_the_server_does(name: str, answer:
     else:
         assert KEY not in text_of(show(info.value))
         assert KEY not in text_of(show(info.value.error))
+
+
+def test_a_fingerprint_tells_secrets_apart_and_nobody_what_they_are() -> None:
+    def rotating() -> str:
+        return KEY
+
+    same = [(Secret(KEY), Secret(KEY)), (Secret(rotating), Secret(rotating))]
+    others = [(Secret(KEY), Secret(KEY + "x")), (Secret(rotating), Secret(KEY)), (absent("a"), absent("a"))]
+    assert all(fingerprint(one) == fingerprint(other) for one, other in same)
+    assert all(fingerprint(one) != fingerprint(other) for one, other in others)
+    assert KEY not in repr(fingerprint(Secret(KEY)))
+    assert fingerprint(hidden([KEY])) is None

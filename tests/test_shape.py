@@ -54,8 +54,20 @@ PURE_IDS = [name for name in IDS if name.removesuffix(".py") in PURE]
 
 # What a module without input, output, clock, randomness and environment may need of the standard library and others.
 HARMLESS = {
-    *("__future__", "collections", "datetime", "difflib", "email", "functools", "html", "io", "ipaddress", "itertools"),
-    *("json", "math", "orjson", "re", "threading", "typing", "typing_extensions", "urllib", "pyrsistent", "toolz"),
+    *("__future__", "collections", "datetime", "difflib", "email", "functools", "hashlib", "html", "io", "ipaddress"),
+    *(
+        "itertools",
+        "json",
+        "math",
+        "orjson",
+        "re",
+        "threading",
+        "typing",
+        "typing_extensions",
+        "urllib",
+        "pyrsistent",
+        "toolz",
+    ),
     "chatfn",
 }
 EFFECTS = {
