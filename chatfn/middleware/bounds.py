@@ -9,7 +9,7 @@ The worst case of output: ``max_completion_tokens`` (or ``max_tokens``) times ``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -36,6 +36,7 @@ class Budget(NamedTuple):
     parts: Json
     wait: float
     key: str
+    begin: Callable[[Budget], Amount] | None = None  # what is spent already
 
 
 def bound_of(request: Request, budget: Budget) -> Amount | str:

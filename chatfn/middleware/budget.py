@@ -81,9 +81,14 @@ def budget(
     ``key``: budgets of one key share their ledger; without one, those of equal settings.  ``begin``: a function to what
     is spent already.
     """
-    whole = budget_of(usd, tokens, prices, provider, parts, wait, key)
-    ledger_of(whole.key, None if begin is None else partial(begin, whole))
+    whole = budget_of(usd, tokens, prices, provider, parts, wait, key)._replace(begin=begin)
+    opened(whole)
     return budgeted(whole)
+
+
+def opened(budget: Budget) -> Atom[Ledger]:
+    """The ledger of a budget, which it has since it was made, unless this is another process."""
+    return ledger_of(budget.key, None if budget.begin is None else partial(budget.begin, budget))
 
 
 @middleware
@@ -92,7 +97,7 @@ def budgeted(request: Request, budget: Budget) -> Flow:
     bound = bound_of(request, budget)
     if isinstance(bound, str):
         return refused("incorrect", "budget_unbounded", f"no budget can hold this call: {bound}")
-    need, number, ledger = bound, next(numbers), ledger_of(budget.key)
+    need, number, ledger = bound, next(numbers), opened(budget)
     now = ledger.swap(reserve, number, need, budget.cap)
     if number not in now.held:
         problem = yield from reserved_later(request, budget, ledger, number, need)
