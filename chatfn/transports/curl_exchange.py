@@ -7,7 +7,6 @@ closed; that is refused, for the first may have been received, and whether to tr
 
 from __future__ import annotations
 
-import errno
 import http.client
 import math
 import re
@@ -52,7 +51,6 @@ TLS = {
 IMPROPER = {pycurl.E_UNSUPPORTED_PROTOCOL, 8, 61}  # CURLE_WEIRD_SERVER_REPLY, CURLE_BAD_CONTENT_ENCODING
 TOO_LARGE = 100  # CURLE_TOO_LARGE
 PROXY = 97  # CURLE_PROXY
-FULL = (errno.EMFILE, errno.ENFILE)
 
 
 class Exchange:
@@ -61,7 +59,7 @@ class Exchange:
     __slots__ = (
         "auth", "curl", "cut", "done", "due", "failed", "fresh", "gathers", "head", "headed", "headers", "heard",
         "inflate", "limit", "lines", "opened", "origin", "pieces", "reached", "request", "sent", "shard", "size",
-        "status", "stream", "tail", "until", "url", "way", "within",
+        "started", "status", "stream", "tail", "until", "url", "way", "within",
     )  # fmt: skip
 
     def __init__(self, curl: Any, way: Any, shard: Any) -> None:
@@ -110,7 +108,7 @@ class Exchange:
             curl.setopt(pycurl.VERBOSE, int(listens))
             self.heard = listens
         self.head: dict[str, str] | None = None
-        self.reached = self.cut = self.gathers = False
+        self.started = self.reached = self.cut = self.gathers = False
         self.stream: Any = None
         self.failed: Exception | None = None
 
@@ -124,8 +122,15 @@ class Exchange:
         if self.reached:
             return REFUSE
         self.reached = True
-        self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
+        self.end_by(time.monotonic() + self.request["timeout"][1])
         return GO_ON
+
+    def end_by(self, until: float) -> None:
+        """Be done by then, or by the call's deadline."""
+        self.until = min(self.due, until)
+        loop = self.shard.loop
+        if self.until < loop.soonest:
+            loop.soonest = self.until
 
     def hear(self, line: bytes) -> int | None:
         """Keep a line of a head.  The first empty one ends it, unless it was that of an interim answer."""
@@ -179,10 +184,10 @@ class Exchange:
             self.failed = too_large(self.limit)
             return -1
         if self.inflate is not as_it_is or b"data" in data:
-            self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
+            self.end_by(time.monotonic() + self.request["timeout"][1])
         if data.endswith(b"\n") and DONE.search(b"".join(self.pieces[-2:])[-32:]):
             self.cut = True
-            self.until = time.monotonic() + DRAIN
+            self.end_by(time.monotonic() + DRAIN)
         return None
 
     def read_head(self) -> int | None:
@@ -209,7 +214,7 @@ class Exchange:
         if good and self.request["stream"]:
             if self.opened is None:
                 self.gathers = True
-                self.until = min(self.due, time.monotonic() + self.request["timeout"][1])
+                self.end_by(time.monotonic() + self.request["timeout"][1])
             else:
                 self.stream = self.opened(self)
                 self.until = math.inf
@@ -224,12 +229,14 @@ class Exchange:
             sent = self.curl.getinfo(pycurl.SIZE_UPLOAD_T) if self.sent < len(request["body"]) else 0
             if sent > self.sent:
                 self.sent = sent
-                self.until = min(self.due, now + request["timeout"][1])
+                self.end_by(now + request["timeout"][1])
                 return None
         return Expired()
 
     def outcome(self, code: int, words: str, exc: Exception | None) -> Response:
         """The response map of what came: of libcurl's code, or of what ended the transfer here."""
+        if self.gathers and self.cut:  # all was said
+            code, exc = 0, None
         if exc is None and code == 0 and self.cut_short():
             exc = http.client.IncompleteRead(b"")
         if exc is None and code:
@@ -267,12 +274,11 @@ class Exchange:
 
     def cause(self, code: int, words: str) -> Exception | None:
         """libcurl's failure as an exception of the default transport's, which knows the words for it."""
-        if self.cut:  # as much of an error's body, or of a stream, as is of use
-            good = 200 <= self.status < 300
-            return too_large(self.limit) if good and not self.gathers else None
+        if self.cut:  # of an error's body as much as is of use
+            return too_large(self.limit) if 200 <= self.status < 300 else None
         if self.failed is not None:
             return self.failed
-        if self.curl.getinfo(pycurl.OS_ERRNO) in FULL:
+        if code == pycurl.E_COULDNT_CONNECT and self.shard.loop.exhausted():
             return OSError("too many open files in this process: raise its limit (ulimit -n), or send fewer at once")
         return cause_of(code, words, self.way.proxy)
 
@@ -299,11 +305,10 @@ def head_of(text: bytes) -> tuple[int, dict[str, str]]:
     if first is None or first[1] == b"101":  # nobody asked for another protocol
         raise http.client.HTTPException("its status is none that was asked for")
     found: dict[str, str] = {}
-    for line in text.decode("latin-1").split("\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            name, value = name.lower(), value.strip()
-            found[name] = f"{found[name]}, {value}" if name in found else value
+    for line in text.decode("latin-1").split("\n")[1:-2]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip()
+        found[name] = f"{found[name]}, {value}" if name in found else value
     return int(first[1]), found
 
 

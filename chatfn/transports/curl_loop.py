@@ -34,6 +34,8 @@ except ImportError:  # Windows has no such limit
 CROWD = 64
 PRUNED = 1.25  # seconds after which libcurl has noticed for certain that an idle connection is closed
 LONGEST = 3_600.0
+ROOM = 4  # crowds more than there are, for which files may be open
+MOST_FILES = 1_048_576
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 MASKS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
 
@@ -120,7 +122,7 @@ class Loop:
     def send(self, request: Request, done: Done, opened: Any = None) -> Exchange:
         """Begin to send a request; ``done`` is called with its response map, inside ``work``."""
         way, origin = way_of(request)
-        idle = self.idle.get(way)
+        idle = self.idle.setdefault(way, [])
         exchange = idle.pop() if idle else self.new_exchange(way)
         exchange.origin = origin
         exchange.begin(request, done, opened)
@@ -134,7 +136,7 @@ class Loop:
 
     def new_exchange(self, way: Way) -> Exchange:
         if not self.shards or self.shards[-1].handles >= CROWD:
-            make_room(self.bell)
+            make_room(self.bell, CROWD * (len(self.shards) + ROOM))
             self.shards.append(Shard(self))
         shard = self.shards[-1]
         shard.handles += 1
@@ -167,6 +169,7 @@ class Loop:
             if fresh is not exchange.fresh:
                 exchange.fresh = fresh
                 exchange.curl.setopt(pycurl.FRESH_CONNECT, int(fresh))
+            exchange.started = True
             shard.running += 1
             shard.multi.add_handle(exchange.curl)
 
@@ -259,13 +262,13 @@ class Loop:
         """Take a handle back.  A transfer that is not over ends here, and its connection with it."""
         if self.closed or self.forgotten:
             return
-        if exchange in self.waiting:
-            self.waiting.remove(exchange)
-        else:
+        if exchange.started:
             exchange.shard.multi.remove_handle(exchange.curl)
             exchange.shard.running -= 1
+        else:
+            self.waiting.remove(exchange)
         self.active.discard(exchange)
-        self.idle.setdefault(exchange.way, []).append(exchange)
+        self.idle[exchange.way].append(exchange)
 
     def scan(self, now: float) -> None:
         """End what is out of time, or cancelled."""
@@ -282,6 +285,14 @@ class Loop:
                 self.finish(exchange, 0, "", exc)
             elif exchange.until < self.soonest:
                 self.soonest = exchange.until
+
+    def exhausted(self) -> bool:
+        """Whether this process may open no more files, which libcurl does not tell."""
+        try:
+            os.close(os.dup(self.bell.fileno()))
+        except OSError:
+            return True
+        return False
 
     def wake(self) -> None:
         """Make ``work`` return, from any thread."""
@@ -306,14 +317,14 @@ class Loop:
         self.button.close()
 
 
-def make_room(sock: socket.socket) -> None:
-    """Raise this process's own limit of open files, as far as it may, if it leaves little room for more."""
+def make_room(sock: socket.socket, more: int) -> None:
+    """Raise this process's own limit of open files, as far as it may, if it leaves no room for so many more."""
     if resource is None:
         return
     with suppress(OSError, ValueError):
         next_fd = os.dup(sock.fileno())
         os.close(next_fd)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY and next_fd + 4 * CROWD > soft:
-            most = 1_048_576 if hard == resource.RLIM_INFINITY else hard
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2 * soft), hard))
+        if soft != resource.RLIM_INFINITY and next_fd + more > soft:
+            most = MOST_FILES if hard == resource.RLIM_INFINITY else hard
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most, 2 * (next_fd + more))), hard))
