@@ -56,7 +56,8 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
         yield Call(partial(leave, body))
         error = first.chunk or interrupted("the stream ended before its first byte")
         return {**response, "body": None, "error": mask_all(merge({"status": response["status"]}, error), secrets)}
-    steps = streamed(body, first, request, event_reader(request, response, secrets, classify))
+    due = None if response.get("arrived") else request.get("due")  # what is at hand may be of another clock
+    steps = streamed(body, first, request, due, event_reader(request, response, secrets, classify))
     return {**response, "body": (aevents if hasattr(body, "__anext__") else events)(steps, body)}
 
 
@@ -154,9 +155,9 @@ def leave(body: Any) -> Any:
     return aclose(body) if hasattr(body, "__anext__") else close(body)
 
 
-def streamed(body: Any, got: Read, request: Request, reader: EventReader) -> StreamFlow:
+def streamed(body: Any, got: Read, request: Request, due: float | None, reader: EventReader) -> StreamFlow:
     """The events of a body as its chunks come; raises ``ChatError`` with what had arrived, should it break."""
-    silence, due = request["timeout"][1], request.get("due")
+    silence = request["timeout"][1]
     quiet = 0.0  # seconds without an event: a comment is no progress
     while True:
         ended = got.chunk is None

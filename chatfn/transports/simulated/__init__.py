@@ -32,7 +32,8 @@ def simulated(**settings: Any) -> Handler:
       server says them; ``punish``: whether refused requests count.
     - capacity: how many requests it bears at once; with more, each takes longer in proportion.
     - faults: maps with a ``rate`` and a ``status`` or a ``kind`` ("timeout", "unavailable", "cut", "broken", "crash");
-      ``from``, ``until``: when, in virtual seconds; ``seconds`` until it shows; ``headers``, ``code``, ``message``.
+      ``from``, ``until``: when, in virtual seconds; ``seconds`` until it shows; ``headers``, ``code``, ``message``;
+      ``url``: a part of the URLs of the requests.
     - bytes_per_token: of the request's body.  seed: of all chance.
 
     Of the transport ``report()`` tells what has happened.  Raises ``ValueError`` and ``TypeError`` for settings.

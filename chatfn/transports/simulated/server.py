@@ -74,7 +74,7 @@ def server_of(settings: Settings, forms: Forms = WIRE) -> Server:  # noqa: C901 
         counts["requests"] += 1
         flying += 1
         most = max(most, flying)
-        fault = fault_now() if settings.faults else None
+        fault = fault_for(request) if settings.faults else None
         if clock < away or (fault is not None and fault.kind == "unavailable"):
             return Ended(clock + SOON, "failed", UNREACHED)
         work = work_of(request)
@@ -86,10 +86,10 @@ def server_of(settings: Settings, forms: Forms = WIRE) -> Server:  # noqa: C901 
             return Ended(clock + SOON, "refused", refusal(wait))
         return outcome(request, enter(work, fault), fault)
 
-    def fault_now() -> Fault | None:
+    def fault_for(request: Request) -> Fault | None:
         left = chance.random()
         for fault in settings.faults:
-            if fault.since <= clock < fault.until:
+            if fault.since <= clock < fault.until and (not fault.url or fault.url in request["url"]):
                 left -= fault.rate
                 if left < 0:
                     return fault

@@ -18,7 +18,7 @@ OUTPUT: Any = {"median": 100, "p99": 600}
 KINDS = ("timeout", "unavailable", "cut", "broken", "crash")
 KNOWN = ("latency", "token_latency", "output_tokens", "bytes_per_token", "limits", "capacity", "faults", "seed")
 LIMITS = ("rpm", "tpm", "window", "period", "burst", "headers", "retry_after", "counted", "punish")
-FAULT = ("status", "kind", "rate", "from", "until", "seconds", "headers", "code", "message")
+FAULT = ("status", "kind", "rate", "from", "until", "seconds", "headers", "code", "message", "url")
 WINDOWS = ("bucket", "fixed")
 COUNTED = ("used", "asked")
 
@@ -47,6 +47,7 @@ class Fault(NamedTuple):
     headers: Mapping[str, str]
     code: str | None
     message: str
+    url: str  # a part of the URLs that it comes of
 
 
 class Settings(NamedTuple):
@@ -108,9 +109,12 @@ def faults_of(given: Any) -> tuple[Fault, ...]:
         raise TypeError(f"'faults' of 'simulated' is {given!r}; give a list of maps")
     found = tuple(map(fault_of, given))
     for moment in (0.0, *(fault.since for fault in found)):
-        rate = sum(fault.rate for fault in found if fault.since <= moment < fault.until)
-        if rate > 1 + 1e-9:
-            raise ValueError(f"the rates of 'faults' of 'simulated' are {rate:g} in sum at {moment:g} s; 1 is the most")
+        for url in {fault.url for fault in found}:
+            rate = sum(fault.rate for fault in found if fault.since <= moment < fault.until and fault.url in url)
+            if rate > 1 + 1e-9:
+                raise ValueError(
+                    f"'faults' of 'simulated' have rates of {rate:g} in sum at {moment:g} s; 1 is the most"
+                )
     return found
 
 
@@ -144,7 +148,8 @@ def fault_of(given: Any) -> Fault:
         None if given.get("seconds") is None else number(given["seconds"], "seconds"),
         {str(name).lower(): str(value) for name, value in headers.items()},
         given.get("code"),
-        given.get("message") or (f"the simulated server answers {status}" if status else "a simulated fault"),
+        str(given.get("message") or (f"the simulated server answers {status}" if status else "a simulated fault")),
+        str(given.get("url", "")),
     )
 
 
