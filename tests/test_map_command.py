@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -372,6 +373,9 @@ def test_bad_lines_stop_the_run_before_anything_is_sent(tmp_path: Path) -> None:
         (["in.csv", "in.csv", "--prompt", "{q}"], "IN and OUT are the same file"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--bad", "o.csv"], "OUT and --bad are the same file"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--concurrency", "0"], "--concurrency"),
+        ([".", "o.csv", "--prompt", "{q}"], "IN is a folder"),
+        (["in.csv", ".", "--prompt", "{q}"], "OUT is a folder"),
+        (["in.csv", "-", "--prompt", "{q}", "--bad", "-"], "are both standard output"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--impl", "groq"], "give --model"),
         (["in.csv"], "Missing argument"),
     ],
@@ -452,7 +456,49 @@ def test_standard_input_and_output_and_no_journal_but_one_that_is_given(tmp_path
         status, said, noted = shell(*args, "--journal", tmp_path / "j.db", stdin=stdin)
         assert (status, said) == (0, wanted)
     assert "2 from the journal" in noted
-    assert shell(*args, stdin=b"") == (0, "", "chatfn: 0 rows: 0 answered; 0 tokens; 0.0 s\n")
+    status, said, noted = shell(*args, stdin=b"")
+    assert (status, said, noted[:40]) == (0, "", "chatfn: 0 rows: 0 answered; 0 tokens; 0.")
+
+
+def test_what_is_no_file_has_no_journal_beside_it_and_is_not_replaced(tmp_path: Path) -> None:
+    """A file behind /dev/stdout, a pipe by its number, standard streams that are closed."""
+    said, command = tmp_path / "said", [*COMMAND, "map", "/dev/stdin", "/dev/stdout", "--prompt", "{n}", *ECHO]
+    with said.open("wb") as file:
+        file.write(b"first\n")
+        file.flush()
+        subprocess.run(command, input=b'{"n": 1}\n', stdout=file, check=True, env=environment(), timeout=WAIT)
+    assert said.read_text() == 'first\n{"n": 1, "answer": "1"}\n'
+    command = [*COMMAND, "map", "-", "/dev/fd/9", "--prompt", "{n}", *ECHO]
+    for script, status, words in (
+        ('"$@" 9>&1 | cat', 0, '{"n": 1, "answer": "1"}\n'),
+        ('"$@" 9>/dev/full', 1, ""),
+        ('"$@" 9>&1 <&-', 1, ""),
+        ('"$@" 9>&1 2>&-', 0, '{"n": 1, "answer": "1"}\n'),
+    ):
+        shells = ["sh", "-c", script, "sh", *command]
+        done = subprocess.run(shells, input=b'{"n": 1}\n', capture_output=True, env=environment(), timeout=WAIT)
+        assert (done.returncode, done.stdout.decode(), b"Traceback" in done.stderr) == (status, words, False), script
+    command[5] = "-"
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, env=environment(), timeout=WAIT
+    )
+    assert (done.returncode, done.stderr) == (1, b"chatfn: there is no standard output\n")
+    assert list(tmp_path.iterdir()) == [said]
+
+
+def test_a_terminal_that_shows_the_answers_shows_no_progress(tmp_path: Path) -> None:
+    """Both would stand in one line."""
+    pty = pytest.importorskip("pty")
+    source = numbered(tmp_path / "in.jsonl", 3)
+    master, slave = pty.openpty()
+    command = [*COMMAND, "map", str(source), "-", "--prompt", "{n}", *ECHO]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment()) as found:
+        os.close(slave)
+        assert found.wait(WAIT) == 0
+        lines = os.read(master, 65_536).decode().splitlines()
+    os.close(master)
+    assert [json.loads(line)["n"] for line in lines[:3]] == [0, 1, 2]
+    assert lines[3].startswith("chatfn: 3 rows: 3 answered")
 
 
 def test_a_closed_pipe_ends_the_map_in_silence(tmp_path: Path) -> None:
@@ -581,13 +627,15 @@ def until_it_handles(found: Any, number: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_signal_waits_for_no_row_that_sleeps(tmp_path: Path) -> None:
-    source, out = numbered(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
+def test_a_signal_waits_for_no_row_that_sleeps_and_none_keeps_its_error(tmp_path: Path) -> None:
+    rows = 60
+    source, out = numbered(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     args = [source, out, "--prompt", "{n}", "--concurrency", "4"]
+    patient = threading.Event()
 
     def answers(request: dict[str, Any]) -> list[Any]:
         asked = json.loads(request["body"])["messages"][-1]["content"]
-        if int(asked) % 4 == 1:
+        if int(asked) % 4 == 1 and not patient.is_set():
             return [answer({"error": {"message": "later"}}, 429, retry_after=100)]
         return [0.01, answer({"id": "c", "choices": [{"index": 0, "message": {"content": f"re {asked}"}}]})]
 
@@ -597,6 +645,15 @@ def test_a_signal_waits_for_no_row_that_sleeps(tmp_path: Path) -> None:
             found.send_signal(signal.SIGINT)
             _, noted = found.communicate(timeout=WAIT)
         assert (found.returncode, out.exists()) == (130, False), noted
+        patient.set()
+        with started(server, *args) as found:
+            _, noted = found.communicate(timeout=WAIT)
+        assert (found.returncode, "Traceback" in noted) == (0, False), noted
+        asked = Counter(asked_of(server))
+        assert {n: times for n, times in asked.items() if int(n) % 4 != 1} == {
+            str(n): 1 for n in range(rows) if n % 4 != 1
+        }
+    assert rows_in(out) == [{"n": n, "answer": f"re {n}"} for n in range(rows)]
 
 
 def test_a_kill_costs_no_more_than_what_was_in_flight(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import IO
 
 from chatfn.atom import Atom
@@ -18,7 +18,7 @@ from chatfn.cli.output import whole_file
 from chatfn.cli.progress import Tally, counted, progress, summary_text
 from chatfn.cli.rows import Job, as_they_come, checked, prepared, sources, table_columns
 from chatfn.cli.shown import note
-from chatfn.cli.stopping import Halted, Stop, stoppable, until
+from chatfn.cli.stopping import Halted, Stop, gate, stoppable, until
 from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table, read_table
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import Write, row_writer
@@ -90,7 +90,7 @@ def check_places(job: Job) -> None:
 
 def advice(job: Job) -> str:
     if job.journal is None:
-        return "without --journal nothing was kept"
+        return "without --journal the same command again begins anew"
     return f"what was paid for is in {job.journal}: the same command again goes on from there"
 
 
@@ -121,7 +121,7 @@ def run_until_done(job: Job, stop: Stop, tally: Atom[Tally]) -> None:
         write = files.enter_context(row_writer(out, format_of(job.target), columns, results, folder))
         items = prepared(job, table)
         rows = sources(as_they_come(stop, items) if live else until(stop, items), job, bad, tally)
-        with progress(tally.deref, total, sys.stderr):
+        with nullcontext() if job.target == "-" and sys.stdout.isatty() else progress(tally.deref, total, sys.stderr):
             answer_rows(job, stop, rows, flushed(write, out) if is_stream(job.target) else write, tally)
         if stop.signals:
             raise Halted
@@ -138,7 +138,11 @@ def flushed(write: Write, file: IO[bytes]) -> Write:
 def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: Atom[Tally]) -> None:
     """Send the rows and write their answers.  After a signal, or if one can't be written, nothing more is sent; what is
     in flight is waited for, since it is paid for."""
-    failure: Exception | None = None
+    failures: list[Exception] = []
+
+    def stopped() -> bool:
+        return bool(stop.signals or failures)
+
     journal = (
         []
         if job.journal is None
@@ -147,18 +151,18 @@ def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: 
     prices = {} if job.prices is None else {"prices": job.prices}
     cost = [["cost", prices]] if prices or has_library() else []
     budget = [] if job.budget is None else [["budget", {"usd": job.budget, **prices}]]
-    options = sealed({**job.options, "middleware": [*cost, *journal, *STACK, *budget]})
+    options = sealed({**job.options, "middleware": [*cost, *journal, gate(stopped), *STACK, *budget]})
     found = running(rows, resolved(options), job.concurrency, ordered=True, params_of=None)
     stop.ends.append(found.wind_down)
     if stop.signals:
         found.wind_down()
     for row in found.rows:
-        if failure is None:
+        if not failures:
             try:
                 write(written_row(row, job.full, job.parse))
                 tally.swap(counted, row)
             except (OSError, ValueError) as exc:
-                failure = exc
+                failures.append(exc)
                 found.wind_down()
-    if failure is not None:
-        raise failure
+    if failures:
+        raise failures[0]
