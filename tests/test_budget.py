@@ -586,6 +586,27 @@ def test_a_call_of_unknown_outcome_counts_at_its_worst(tmp_path: Path) -> None:
     assert only_ledger().spent == plus(worst_case, Amount(3 * ATTOS // 10**6, 2))
 
 
+@pytest.mark.parametrize(
+    ("script", "worst_case"),
+    [
+        ([failed(0, "interrupted")], True),
+        ([failed(0, "unavailable")], True),
+        ([{"status": 200, "body": {"id": "c", "choices": []}}], True),  # an answer that says no usage
+        ([failed(0, "unavailable", sent=False)], False),
+        ([{"status": 400, "body": {"error": {"message": "no"}}}], False),
+    ],
+)
+def test_another_run_counts_a_call_as_the_one_that_sent_it_did(tmp_path: Path, script: Any, worst_case: bool) -> None:
+    whole = {**journaled(tmp_path / "run.db", usd=1), "transport": scripted(script), "full_response": True}
+    whole["middleware"][1] = ["retry", {"attempts": 1}]
+    create_chat_completion(ask(), whole)
+    spent = only_ledger().spent
+    assert spent == (bound_of(request(), settings_of(1)) if worst_case else NOTHING)
+    budgets.ledgers.clear()
+    create_chat_completion(ask("another"), journaled(tmp_path / "run.db", usd=1))
+    assert only_ledger().spent == plus(spent, Amount(3 * ATTOS // 10**6, 2))
+
+
 def test_failures_of_a_journal_count_if_they_were_paid(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     script = [

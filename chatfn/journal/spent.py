@@ -26,7 +26,7 @@ CALLS = (
     "SELECT id, sent, state, model, url, status, category, attempts, prompt_tokens, completion_tokens, total_tokens,"
     " coalesce(json_extract(response, '$.usage', '$.model', '$.service_tier', '$.created'),"
     " json_extract(error, '$.partial.usage', '$.partial.model', '$.partial.service_tier', '$.partial.created')),"
-    " json_extract(error, '$.sent'), CASE WHEN state IN ('sent', 'unknown') THEN request END"
+    " json_extract(error, '$.sent'), CASE WHEN state <> 'answered' OR prompt_tokens IS NULL THEN request END"
     " FROM calls WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
 )
 
@@ -39,7 +39,7 @@ class Used(NamedTuple):
     url: str
     said: Json  # of what was answered: usage, model, service_tier, created
     free: bool
-    open: Json | None  # the request, if nobody knows its outcome
+    request: Json | None  # if nobody knows what it used
 
 
 def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
@@ -61,13 +61,14 @@ def used(row: tuple[Any, ...]) -> Used:
     answered = said.get("model")
     error = {"category": category, **({} if left is None else {"sent": bool(left)})}
     failed = {"status": status, "error": error, "attempts": attempts}
+    free = state == "failed" and not said.get("usage") and is_free(failed)
     return Used(
         sent,
         answered if isinstance(answered, str) else model,
         url,
         said,
-        state == "failed" and not said.get("usage") and is_free(failed),
-        json.loads(request) if request is not None else None,
+        free,
+        None if free or request is None else json.loads(request),
     )
 
 
@@ -120,14 +121,14 @@ def spent_in(path: str, budget: Budget) -> Amount:
 def taken(call: Used, budget: Budget) -> Amount:
     if call.free:
         return NOTHING
-    request: Any = call.open or {"url": call.url, "body": {"model": call.model}}
+    request: Any = call.request or {"url": call.url, "body": {"model": call.model}}
     request = {**request, "body": request["body"] if isinstance(request.get("body"), Mapping) else {}}
     if isinstance(call.said.get("usage"), dict):
         response = {"status": 200, "body": call.said}
         known = used_of(request, response, budget)
         if known is not None:
             return known
-    bound = bound_of(request, budget) if call.open is not None else ""
+    bound = bound_of(request, budget) if call.request is not None else ""
     return NOTHING if isinstance(bound, str) else bound
 
 
