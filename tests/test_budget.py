@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rawserver import CLOSE, raw_server
 
 from chatfn import ChatError, acreate_chat_completion, amap_chat, create_chat_completion, map_chat, scripted
 from chatfn.cli import run
@@ -699,3 +701,32 @@ def test_the_command_stops_at_its_budget_and_shows_what_was_paid(
     Path("prices.json").write_text('{"m": {"inputs": 1}}')
     assert run([*asked, "0.45"]) == 1
     assert "did you mean 'input'" in capsys.readouterr().err
+
+
+# --- over HTTP ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_what_was_never_sent_is_given_back_and_what_was_sent_in_vain_is_not(awaited: bool) -> None:
+    def call(endpoint: str) -> Any:
+        whole = {
+            **options(usd=1),
+            "transport": "aiohttp" if awaited else "requests",
+            "api_key": "k",
+            "api_endpoint": endpoint,
+            "full_response": True,
+        }
+        whole["middleware"] = [["retry", {"attempts": 1}], ["budget", {"usd": 1, "prices": TABLE}]]
+        if awaited:
+            return asyncio.run(acreate_chat_completion(ask(), whole))
+        return create_chat_completion(ask(), whole)
+
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen
+        response = call(f"http://127.0.0.1:{deaf.getsockname()[1]}/v1")
+    assert response["error"]["sent"] is False
+    assert only_ledger() == Ledger()
+    with raw_server([CLOSE]) as server:
+        response = call(server.url)
+    assert "sent" not in response["error"]
+    assert only_ledger().unsure == only_ledger().spent != NOTHING
