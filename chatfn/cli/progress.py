@@ -34,6 +34,7 @@ class Tally(NamedTuple):
     bad: int = 0  # rows that could not be read
     usd: Decimal | None = None  # what this run cost, as far as it is known
     unpriced: int = 0  # rows of unknown cost
+    prices: str | None = None  # whose they are
 
 
 class Look(NamedTuple):
@@ -48,7 +49,9 @@ def counted(tally: Tally, row: Json) -> Tally:
     """The tally with one more row of a map.
 
     >>> counted(Tally(), {"response": {"usage": None}, "usage": {"total_tokens": 7}, "cached": True})
-    Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0,
+    prices=None)
     """
     tokens = (row.get("usage") or {}).get("total_tokens")
     reasons = [choice.get("finish_reason") for choice in choices_of(row.get("response")) if isinstance(choice, dict)]
@@ -67,14 +70,14 @@ def counted(tally: Tally, row: Json) -> Tally:
     )
 
 
-def costs(tally: Tally, row: Json) -> tuple[Decimal | None, int]:
-    """``usd`` and ``unpriced`` with one more row; an answer from the journal was paid for before."""
+def costs(tally: Tally, row: Json) -> tuple[Decimal | None, int, str | None]:
+    """The cost of a tally with one more row; an answer from the journal was paid for before."""
     if "cost" not in row or row.get("cached"):
-        return tally.usd, tally.unpriced
+        return tally.usd, tally.unpriced, tally.prices
     usd = row["cost"]["usd"]
     if usd is None:
-        return tally.usd, tally.unpriced + 1
-    return (tally.usd or Decimal(0)) + Decimal(str(usd)), tally.unpriced
+        return tally.usd, tally.unpriced + 1, tally.prices
+    return (tally.usd or Decimal(0)) + Decimal(str(usd)), tally.unpriced, row["cost"].get("prices") or tally.prices
 
 
 def cost_text(usd: Decimal | float | None, unpriced: int) -> str | None:
@@ -137,7 +140,8 @@ def summary_text(tally: Tally, seconds: float) -> str:
         *([f"{tally.bad:,} bad lines"] if tally.bad else []),
     ]
     cost = cost_text(tally.usd, tally.unpriced)
-    used = f"{tally.tokens:,} tokens{f', {cost}' if cost else ''}"
+    source = f" by {tally.prices}" if tally.prices else ""
+    used = f"{tally.tokens:,} tokens{f', {cost}{source}' if cost else ''}"
     return f"{tally.rows:,} rows: {', '.join(parts)}; {used}; {seconds:.1f} s"
 
 
