@@ -235,7 +235,7 @@ def test_the_library_knows_times_tiers_and_sellers() -> None:
 
 
 def test_without_the_library_only_the_table_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatfn.prices.has_library", lambda: False)
+    monkeypatch.setattr("chatfn.prices.library.has_library", lambda: False)
     monkeypatch.setattr(import_module("chatfn.middleware.cost"), "has_library", lambda: False)
     usage = {"prompt_tokens": 1, "completion_tokens": 1}
     assert "chatfn[cost]" in cost_of(usage, "gpt-4o")["unknown"]
