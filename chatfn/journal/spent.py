@@ -60,7 +60,7 @@ def used(row: tuple[Any, ...]) -> Used:
         said["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted}
     answered = said.get("model")
     error = {"category": category, **({} if left is None else {"sent": bool(left)})}
-    failed = {"status": status, "error": error, "attempts": attempts}
+    failed = {"status": status or 0, "error": error, "attempts": attempts}
     free = state == "failed" and not said.get("usage") and is_free(failed)
     return Used(
         sent,
