@@ -15,7 +15,8 @@ from chatfn.errors import failure
 from chatfn.journal.key import request_key
 from chatfn.journal.rows import Answer, Outcome, answer_outcome, error_outcome
 from chatfn.journal.store import Asked, Claim, Held, Store
-from chatfn.middleware import CLOSED, Call, Flow, Sleep, Stream, Together, WoundDown, middleware, tapped
+from chatfn.middleware import Call, Flow, Sleep, Stream, Together, WoundDown, middleware
+from chatfn.middleware.streams import CLOSED, tapped
 from chatfn.plain import without
 from chatfn.secret import mask, secrets_of
 from chatfn.spec import Error, Json, Request, Response
@@ -110,7 +111,8 @@ def abandon(
     """Note that nobody knows what came of a call."""
     state, error = "unknown", cast(dict[str, Any], dict(CLOSED))
     if isinstance(exc, WoundDown):
-        state, error = "failed", {"category": "interrupted", "message": "not sent, for the run was ended"}
+        said = "not sent, for the run was ended"
+        state, error = "failed", {"category": "interrupted", "message": said, "status": 0, "sent": False}
     elif isinstance(exc, Exception):
         error = {"category": "fault", "message": mask(f"{type(exc).__name__}: {exc}"[:2_000], secrets_of(request))}
     if partial_body is not None:

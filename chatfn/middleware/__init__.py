@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from functools import reduce, wraps
 from inspect import CO_COROUTINE, isawaitable, iscoroutinefunction
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
-from chatfn.errors import ChatError
-from chatfn.spec import Error, Middleware, Request, Response
-from chatfn.transports import aclose, close
+from chatfn.spec import Middleware, Request, Response
 
 P = ParamSpec("P")
 E = TypeVar("E")
@@ -220,92 +217,3 @@ async def aperform(step: Step) -> Any:
 async def awaited(found: Iterator[E]) -> AsyncIterator[E]:
     for event in found:
         yield event
-
-
-def events(steps: StreamFlow, body: Iterator[Any]) -> Iterator[dict[str, Any]]:
-    """The events of a flow that yields lists of them; closing them closes ``body``."""
-    try:
-        step = next(steps)
-        while True:
-            if isinstance(step, list):
-                yield from step
-                answer = None
-            else:
-                answer = perform(step)
-            step = steps.send(answer)
-    except StopIteration:
-        return
-    finally:
-        steps.close()
-        close(body)
-
-
-async def aevents(steps: StreamFlow, body: AsyncIterator[Any]) -> AsyncIterator[dict[str, Any]]:
-    """The same, of an asynchronous ``body``."""
-    try:
-        step = next(steps)
-        while True:
-            if isinstance(step, list):
-                for event in step:
-                    yield event
-                answer = None
-            else:
-                answer = await aperform(step)
-            step = steps.send(answer)
-    except StopIteration:
-        return
-    finally:
-        steps.close()
-        await aclose(body)
-
-
-def tapped(body: Any, add: Callable[[Any], object], end: Callable[[Error | None], object]) -> Any:
-    """A stream of events that shows each to ``add``, and calls ``end`` once, with the error that ended it or None.
-
-    It is begun, up to its first event, for a generator that never began ends without a word when it is closed.
-    """
-    begun: Any = (atap if hasattr(body, "__aiter__") else tap)(body, add, end)
-    if hasattr(begun, "__anext__"):
-        with suppress(StopIteration):
-            begun.__anext__().send(None)
-    else:
-        next(begun)
-    return begun
-
-
-CLOSED: Error = {"category": "interrupted", "message": "closed by its reader", "status": 0}
-BEGUN: Any = None
-
-
-def tap(body: Iterator[E], add: Callable[[E], object], end: Callable[[Error | None], object]) -> Iterator[E]:
-    error: Error | None = CLOSED
-    try:
-        yield BEGUN
-        for event in body:
-            add(event)
-            yield event
-        error = None
-    except ChatError as exc:
-        error = exc.error
-        raise
-    finally:
-        close(body)
-        end(error)
-
-
-async def atap(
-    body: AsyncIterator[E], add: Callable[[E], object], end: Callable[[Error | None], object]
-) -> AsyncIterator[E]:
-    error: Error | None = CLOSED
-    try:
-        yield BEGUN
-        async for event in body:
-            add(event)
-            yield event
-        error = None
-    except ChatError as exc:
-        error = exc.error
-        raise
-    finally:
-        await aclose(body)
-        end(error)

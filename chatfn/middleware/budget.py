@@ -18,10 +18,11 @@ from typing import Any, cast
 
 from chatfn.atom import Atom
 from chatfn.errors import failure
-from chatfn.middleware import Flow, Sleep, WoundDown, middleware, tapped
+from chatfn.middleware import Flow, Sleep, WoundDown, middleware
 from chatfn.middleware.bounds import Budget, bound_of, used_of
 from chatfn.middleware.cost import streamed, usage_watch
 from chatfn.middleware.ledger import NOTHING, Amount, Cap, Ledger, fits, ledger_of, plus, reserve, settle
+from chatfn.middleware.streams import tapped
 from chatfn.prices import ATTOS, decimal_of, lookup_of
 from chatfn.spec import Error, Json, Middleware, Request, Response
 from chatfn.usage import is_stream

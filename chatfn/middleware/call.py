@@ -9,7 +9,8 @@ from urllib.parse import urljoin, urlsplit
 from chatfn.chunks import collector
 from chatfn.core import with_totals
 from chatfn.errors import failure
-from chatfn.middleware import Call, Flow, Sleep, middleware, tapped
+from chatfn.middleware import Call, Flow, Sleep, middleware
+from chatfn.middleware.streams import tapped
 from chatfn.secret import Secret, problem_of
 from chatfn.spec import Error, Request, Response, Trace
 

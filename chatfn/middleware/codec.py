@@ -14,7 +14,8 @@ from chatfn.chunks import DONE, collector
 from chatfn.core import decode, encode, mask_in_headers
 from chatfn.errors import EXCERPT_CHARACTERS, ChatError, category_of, error_map, failure
 from chatfn.fastjson import fast_loads
-from chatfn.middleware import Call, Flow, StreamFlow, aevents, events, middleware
+from chatfn.middleware import Call, Flow, StreamFlow, middleware
+from chatfn.middleware.streams import aevents, events
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all, secrets_of
 from chatfn.spec import Classify, Error, Request, Response
 from chatfn.sse import decoder

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from chatfn.cost import NO_USAGE, paid_attos
-from chatfn.middleware import Flow, middleware, tapped
+from chatfn.middleware import Flow, middleware
+from chatfn.middleware.streams import tapped
 from chatfn.prices import ATTOS, NO_LIBRARY, Lookup, has_library, lookup_of
 from chatfn.spec import Error, Json, Middleware, Request, Response
 from chatfn.usage import is_free, is_stream, own_usage, paid_of

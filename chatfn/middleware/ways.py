@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, cast, get_args
 
 from chatfn.core import requester
 from chatfn.errors import ChatError
-from chatfn.middleware import BEGUN, Call, Flow, Sleep
+from chatfn.middleware import Call, Flow, Sleep
+from chatfn.middleware.streams import BEGUN
 from chatfn.middleware.targets import Target
 from chatfn.options import nearest
 from chatfn.plain import without

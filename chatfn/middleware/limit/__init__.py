@@ -16,27 +16,17 @@ from typing import Any, NamedTuple, cast
 
 from chatfn.atom import Atom
 from chatfn.errors import failure
-from chatfn.middleware import Flow, Sleep, middleware, tapped
-from chatfn.middleware.limit.headers import report_of
+from chatfn.middleware import Flow, Sleep, middleware
+from chatfn.middleware.limit.learning import Answer, abandoned, heard, settled
 from chatfn.middleware.limit.line import Ticket
 from chatfn.middleware.limit.sizes import size_of
-from chatfn.middleware.limit.state import (
-    Answer,
-    Fixed,
-    Slot,
-    State,
-    Wait,
-    abandoned,
-    heard,
-    left,
-    looked,
-    settled,
-    state_of,
-)
+from chatfn.middleware.limit.state import Fixed, Slot, State, Wait, left, looked, state_of
+from chatfn.middleware.streams import tapped
 from chatfn.spec import Error, Middleware, Request, Response
 
 DEPLOYMENTS = 1_024  # that a process knows the limits of
 LONGEST_PAUSE = 120.0  # seconds: nobody is kept waiting for longer without being told, as in ``retry``
+NOTHING = (None, None)
 
 
 class Account(NamedTuple):
@@ -138,24 +128,19 @@ def unsent(category: Any, message: str) -> Response:
 
 def answer_of(response: Response) -> Answer:
     """What a response tells of limits and tokens."""
-    headers, body, error = response["headers"], response["body"], response.get("error")
-    read, written = usage_of(body.get("usage")) if error is None and isinstance(body, dict) else (None, None)
-    return Answer(
-        None if error is None else error["category"],
-        None if error is None else error.get("retry_after"),
-        report_of(headers, "requests") if headers else None,
-        report_of(headers, "tokens") if headers else None,
-        read,
-        written,
-    )
+    body, error = response["body"], response.get("error")
+    if error is not None:
+        return Answer(error["category"], error.get("retry_after"), response["headers"], None, None)
+    usage = body.get("usage") if isinstance(body, dict) else None
+    read, written = NOTHING if usage is None else usage_of(usage)
+    return Answer(None, None, response["headers"], read, written)
 
 
 def usage_of(usage: Any) -> tuple[float | None, float | None]:
-    if not isinstance(usage, Mapping):
-        return None, None
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    read, written = (value if isinstance(value, (int, float)) and value >= 0 else None for value in counts)
-    return read, written
+    if not isinstance(usage, dict):
+        return NOTHING
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return read if isinstance(read, int) else None, written if isinstance(written, int) else None
 
 
 def note_usage(usage: list[Any], event: Any) -> None:
@@ -165,9 +150,8 @@ def note_usage(usage: list[Any], event: Any) -> None:
 
 def noted(account: Account, slot: Slot, usage: list[Any], error: Error | None) -> None:
     """Note the end of a stream."""
-    read, written = usage_of(usage[0])
-    wait = error.get("retry_after") if error is not None else None
-    account.notes.append((slot, Answer(None if error is None else error["category"], wait, None, None, read, written)))
+    category, wait = (None, None) if error is None else (error["category"], error.get("retry_after"))
+    account.notes.append((slot, Answer(category, wait, {}, *usage_of(usage[0]))))
 
 
 def moved(account: Account, move: Callable[..., State], now: float, *args: Any) -> State:
