@@ -85,7 +85,8 @@ def collector(choices: int = 1) -> Collector:
         nonlocal seen
         if not isinstance(event, MAPS):
             return
-        top = {**event, "choices": None, "obfuscation": None}
+        top = dict(event)  # several times faster than {**event}, which is not copied as a whole
+        top["choices"] = top["obfuscation"] = None
         if top != seen:
             seen = top if fold_head(head, top) else None
         parts = event.get("choices")
@@ -95,7 +96,8 @@ def collector(choices: int = 1) -> Collector:
             index = choice.get("index")
             if type(index) is not int:
                 index = 0
-            fields = {**choice, "delta": None}
+            fields = dict(choice)
+            fields["delta"] = None
             if fields != quiet.get(index):
                 quiet[index] = fold_fields(states.setdefault(index, ({}, {}))[0], fields)
             message = states[index][1]

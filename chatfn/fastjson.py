@@ -70,7 +70,8 @@ def fast_loads(text: str | bytes) -> Any:
     if found is None:
         return None
     body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if has_wide_integer(body):
+    # Of 19 digits in a row three are among each sixth byte (find: "in" makes an exception first, and takes it back).
+    if body[::6].translate(DIGITS).find(b"000") >= 0 and has_wide_integer(body):
         return None
     try:
         data = found.loads(body)
@@ -82,15 +83,12 @@ def fast_loads(text: str | bytes) -> Any:
 
 
 def has_wide_integer(body: bytes) -> bool:
-    """Whether 19 digits in a row are in ``body`` that are no fraction; every sixth byte tells when there are none.
+    """Whether 19 digits in a row are in ``body`` that are no fraction.
 
     >>> has_wide_integer(b"[1.0000000000000000000]"), has_wide_integer(b"[-1000000000000000000]")
     (False, True)
     """
-    if b"000" not in body[::6].translate(DIGITS):
-        return False
-    digits = body.translate(DIGITS)
-    return WIDE in digits and WIDE in digits.replace(b"." + WIDE, b"")
+    return body.translate(DIGITS).replace(b"." + WIDE, b"").find(WIDE) >= 0
 
 
 def is_written_alike(data: Any) -> bool:

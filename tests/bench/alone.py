@@ -17,7 +17,7 @@ Told = dict[str, Any]
 
 def data_of(chunks: bytes) -> bytes:
     """The lines of an event stream without its HTTP chunks."""
-    return b"".join(line + b"\n\n" for line in chunks.split(b"\r\n") if line.startswith(b"data: "))
+    return b"".join(line for line in chunks.split(b"\r\n") if line.startswith(b"data: "))
 
 
 def at_once(request: Any) -> Any:
