@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(d|h|ms|us|µs|ns|m|s)")
 WHOLE = re.compile(rf"(?:{PART.pattern})+")
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+NAMES = {
+    kind: (f"x-ratelimit-limit-{kind}", f"x-ratelimit-remaining-{kind}", f"x-ratelimit-reset-{kind}")
+    for kind in ("requests", "tokens")
+}
 LONGEST = 366 * 86_400.0  # seconds: more is no time to wait but a date
 
 
@@ -32,11 +37,12 @@ def report_of(headers: Mapping[str, str], kind: str) -> Report | None:
     Report(limit=60.0, remaining=59.0, reset=1.0)
     >>> report_of(headers, "tokens")
     """
-    remaining = number_of(headers.get("x-ratelimit-remaining-" + kind))
-    limit = number_of(headers.get("x-ratelimit-limit-" + kind))
+    limit_name, remaining_name, reset_name = NAMES[kind]
+    remaining = number_of(headers.get(remaining_name))
+    limit = number_of(headers.get(limit_name))
     if remaining is None and not limit:
         return None
-    return Report(limit or None, remaining, seconds_of(headers.get("x-ratelimit-reset-" + kind)))
+    return Report(limit or None, remaining, seconds_of(headers.get(reset_name)))
 
 
 def number_of(text: str | None) -> float | None:
@@ -49,6 +55,7 @@ def number_of(text: str | None) -> float | None:
     return min(float(text), 1e15)
 
 
+@lru_cache(1_024)
 def seconds_of(text: str | None) -> float | None:
     """The seconds in a text such as ``6m0s``, ``120ms``, ``1h2m3.5s`` or ``2``; None for anything else.
 

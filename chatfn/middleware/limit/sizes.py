@@ -7,6 +7,7 @@ teach.  Output: the three-quarter quantile of the ``completion_tokens`` so far, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any, NamedTuple
 
 BYTES_A_TOKEN = 4
@@ -17,8 +18,7 @@ QUANTILE = 0.75
 PACE = 0.08  # of the quantile's own size, by which one answer moves it at most
 MEMORY = 0.99  # of the sums, that each answer leaves
 MEDIA = frozenset({"image_url", "input_audio", "file"})
-ASIDE = frozenset({"messages", "model"})
-EXTRAS = ("tools", "functions", "response_format")
+EXTRAS = frozenset({"tools", "functions", "response_format"})
 
 
 class Size(NamedTuple):
@@ -44,25 +44,24 @@ def size_of(body: Any) -> Size:
     >>> size_of({"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 50})
     Size(input=104.0, most=50, choices=1)
     """
-    if not isinstance(body, Mapping):
-        return Size(weight(body) / BYTES_A_TOKEN, float("inf"), 1)
+    if not isinstance(body, dict):
+        return Size(weight(body) / BYTES_A_TOKEN, inf, 1)
     weighed, messages = 0, body.get("messages") or ()
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else message
-        if isinstance(content, str):
-            weighed += len(content) if content.isascii() else len(content.encode("utf-8", "replace"))
+        content = message.get("content") if type(message) is dict else message
+        if type(content) is str and content.isascii():
+            weighed += len(content)
         else:
             weighed += weight(content)
-        if isinstance(message, Mapping) and "tool_calls" in message:
+        if type(message) is dict and "tool_calls" in message:
             weighed += weight(message["tool_calls"])
-    for name in EXTRAS:
-        if name in body:
-            weighed += weight(body[name])
+    if not body.keys().isdisjoint(EXTRAS):
+        weighed += sum(weight(body.get(name)) for name in EXTRAS)
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     choices = body.get("n")
     return Size(
         weighed / BYTES_A_TOKEN + TOKENS_A_MESSAGE * len(messages),
-        most if isinstance(most, (int, float)) and most > 0 else float("inf"),
+        most if isinstance(most, (int, float)) and most > 0 else inf,
         choices if isinstance(choices, int) and choices > 0 else 1,
     )
 
@@ -85,7 +84,7 @@ def weight(value: Any) -> int:
 def tokens_of(guess: Guess, size: Size) -> float:
     """The tokens that a request is guessed to take, both ways.
 
-    >>> tokens_of(Guess(), Size(100.0, 50, 1)), tokens_of(Guess(), Size(100.0, float("inf"), 2))
+    >>> tokens_of(Guess(), Size(100.0, 50, 1)), tokens_of(Guess(), Size(100.0, inf, 2))
     (150.0, 612.0)
     """
     return size.input * guess.real / guess.guessed + min(size.most, guess.output) * size.choices

@@ -1,0 +1,194 @@
+"""What the state learns from the answer to a request: places, tokens, limits, and how the server counts.
+
+``settled`` takes a request at its end, ``heard`` the headers of a stream, ``abandoned`` a request that was given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from chatfn.middleware.limit.headers import Report, report_of
+from chatfn.middleware.limit.meters import Meter, Seen, level_at, reported
+from chatfn.middleware.limit.sizes import taught
+from chatfn.middleware.limit.state import Slot, State
+from chatfn.middleware.limit.window import answered, freed, opened, refused
+
+MOST_SLACK = 1.0
+PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds after a refusal that names none
+APART = 4  # times the requests that two reports may have overtaken, that lie between them
+MEMORY = 100  # requests over which it is learned how the server counts tokens
+FEWEST, MOST = 0.5, 64.0  # tokens that the server may count for one of ours
+
+Changes = dict[str, Any]  # fields of the state, to be replaced at once
+
+
+class Answer(NamedTuple):
+    """What is known of a request at its end, or of a stream at its headers."""
+
+    error: str | None  # its category; "busy": refused, for too many were sent
+    retry_after: float | None
+    headers: Mapping[str, str]
+    read: float | None  # prompt tokens
+    written: float | None  # completion tokens
+
+
+def settled(state: State, now: float, slot: Slot, answer: Answer) -> State:
+    """The state after the end of a request."""
+    changes = news(state, now, slot, answer)
+    if answer.error == "busy":
+        state = refusal(state._replace(**changes), now, slot, answer)
+        return state._replace(**paid(state, {}, slot, 0.0))
+    window = changes.get("window", state.window)
+    if answer.error is None:
+        took, most = max(0.0, now - slot.at), state.fixed.concurrency
+        changes["window"] = answered(window, now, took, slot.number, slot.others, most)
+    else:
+        changes["window"] = freed(window)
+    if answer.read is None and answer.written is None:
+        return state._replace(**paid(state, changes, slot, slot.tokens))
+    changes["guess"] = taught(state.guess, slot.size, answer.read, answer.written)
+    return state._replace(**paid(state, changes, slot, (answer.read or 0.0) + (answer.written or 0.0)))
+
+
+def abandoned(state: State, slot: Slot) -> State:
+    """The state after a request whose end nobody saw: it is counted as it was reserved."""
+    return state._replace(**paid(state, {"window": freed(state.window)}, slot, slot.tokens))
+
+
+def heard(state: State, now: float, slot: Slot, answer: Answer) -> State:
+    """The state after the headers of a response that goes on."""
+    return state._replace(**news(state, now, slot, answer))
+
+
+def paid(state: State, changes: Changes, slot: Slot, real: float) -> Changes:
+    """The changes, and those when the tokens of a request are known: its reservation becomes what it was."""
+    back = slot.tokens - real
+    changes["reserved"] = max(0.0, state.reserved - slot.tokens) if state.window.flying else 0.0
+    changes["answer"] = None
+    own, meter, seen = (
+        state.own_tokens,
+        changes.get("tokens", state.tokens),
+        changes.get("seen_tokens", state.seen_tokens),
+    )
+    if own is not None and back:
+        changes["own_tokens"] = own._replace(level=min(own.capacity, own.level + back))
+    if meter is None or meter.reset <= state.time:
+        return changes
+    if back and (state.late or seen is None or slot.number > seen.number):  # not counted by the server as yet
+        changes["tokens"] = meter._replace(level=min(meter.capacity, meter.level + back * state.charge))
+    return changes
+
+
+def news(state: State, now: float, slot: Slot, answer: Answer) -> Changes:
+    """The changes that headers make.
+
+    Reports are counts at the time when a request came to the server.  The one on the newest request counts, less what
+    was sent after it.
+    """
+    if slot.number <= state.newest or not answer.headers:
+        return {}
+    requests, tokens = report_of(answer.headers, "requests"), report_of(answer.headers, "tokens")
+    if requests is None and tokens is None:
+        return {}
+    at = now if answer.error == "busy" else slot.at
+    changes: Changes = {"newest": slot.number, "doubt": slot.recent}
+    if requests is not None:
+        old, seen_before, after = state.requests, state.seen_requests, float(state.number - slot.number)
+        changes["requests"] = reported(old, seen_before, requests, at, now, after, state.slack, state.burst)
+        changes["seen_requests"] = seen_of(slot, requests, slot.number, at)
+    if tokens is not None:
+        seen = seen_of(slot, tokens, slot.total, at)
+        charge = charges(state, changes, seen)
+        after = charge * (state.total - slot.total + (slot.reserved + slot.tokens if state.late else 0.0))
+        old = state.tokens
+        changes["tokens"] = reported(old, state.seen_tokens, tokens, at, now, after, state.slack, state.burst)
+        changes["seen_tokens"] = seen
+    if state.window.threshold == inf:
+        changes["window"] = opened(state.window, rate_of(state, changes))
+    return changes
+
+
+def seen_of(slot: Slot, report: Report, total: float, at: float) -> Seen:
+    remaining = -1.0 if report.remaining is None else report.remaining
+    return Seen(slot.number, at, remaining, at + (report.reset or 0.0), total, slot.recent)
+
+
+def rate_of(state: State, changes: Changes) -> float:
+    """Requests a second that the server takes, as far as one knows."""
+    requests, tokens = changes.get("requests", state.requests), changes.get("tokens", state.tokens)
+    rate: float = 0.0 if requests is None else requests.capacity / state.burst / requests.period
+    if tokens is not None:
+        mean = max(1.0, state.charge * state.total / state.number)
+        by_tokens = tokens.capacity / state.burst / tokens.period / mean
+        rate = by_tokens if requests is None else min(rate, by_tokens)
+    return rate
+
+
+def charges(state: State, changes: Changes, seen: Seen) -> float:
+    """Tokens that the server counts for one of ours, as two of its reports teach.
+
+    They must be far apart, measured by the requests that either may have overtaken, and of one window.
+    """
+    base, meter, charge = state.base, state.tokens, state.charge
+    if seen.remaining < 0 or state.late:  # a server that counts at the end counts what was used
+        return charge
+    if base is None or meter is None:
+        changes["base"] = seen
+        return charge
+    full = meter.rate > 0 and seen.remaining >= 0.98 * meter.capacity
+    over = meter.rate == 0 and (seen.at >= meter.reset or base.at < meter.reset - meter.period)
+    if full or over or 2 * seen.recent < base.recent:
+        changes["base"] = seen
+        return charge
+    rows = seen.number - base.number
+    if rows < APART * (1 + seen.recent + base.recent):
+        return charge
+    kept = max(0.0, 1 - rows / MEMORY)
+    theirs = base.remaining - seen.remaining + meter.rate * max(0.0, seen.at - base.at)
+    charged, counted = kept * state.charged + theirs, kept * state.counted + seen.total - base.total
+    charge = min(MOST, max(FEWEST, charged / counted))
+    changes.update(base=seen, charged=charged, counted=counted, charge=charge)
+    return charge
+
+
+def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
+    """The state after a 429: fewer in flight, a pause for all, and a doubt in what made us send too much."""
+    first = slot.number > state.window.cut
+    requests, tokens = report_of(answer.headers, "requests"), report_of(answer.headers, "tokens")
+    blind = requests is None and tokens is None
+    need = 2 * slot.tokens * state.charge
+    low_requests, low_tokens = low(state.requests, requests, 2.0), low(state.tokens, tokens, need)
+    explained = low_requests or low_tokens
+    window = refused(state.window, now, slot.number, slot.others, state.number, explained)
+    wait = answer.retry_after or 0.0
+    if first and not explained and (blind or answer.retry_after is None):
+        wait = max(wait, min(LONGEST_PAUSE, PAUSE * 2.0 ** min(20, window.streak - 1)))
+    state = state._replace(window=window, pause=max(state.pause, now + wait))
+    if not first:
+        return state
+    if blind:
+        return state._replace(requests=emptied(state.requests, now), tokens=emptied(state.tokens, now))
+    if not explained:
+        return state._replace(burst=max(1 / 60, state.burst / 4))
+    late = state.late or (low_tokens and in_debt(state.tokens, tokens, answer.retry_after, need))
+    return state._replace(late=late, charge=1.0 if late else state.charge, slack=min(MOST_SLACK, 1.5 * state.slack))
+
+
+def low(meter: Meter | None, report: Report | None, need: float) -> bool:
+    """Whether a report says that there is too little for one more."""
+    if meter is None or report is None or report.remaining is None:
+        return False
+    return report.remaining < max(need, 0.01 * meter.capacity)
+
+
+def in_debt(meter: Meter | None, report: Report | None, retry_after: float | None, need: float) -> bool:
+    """Whether a server has counted more tokens than there were: it counts them when a request ends."""
+    if meter is None or report is None or report.remaining:
+        return False
+    return meter.rate == 0 or retry_after is None or retry_after * meter.rate > need
+
+
+def emptied(meter: Meter | None, now: float) -> Meter | None:
+    return None if meter is None or meter.rate == 0 else meter._replace(level=min(0.0, level_at(meter, now)), at=now)
