@@ -609,6 +609,18 @@ def test_another_run_counts_a_call_as_the_one_that_sent_it_did(tmp_path: Path, s
     assert only_ledger().spent == plus(spent, Amount(3 * ATTOS // 10**6, 2))
 
 
+def test_a_call_that_was_not_sent_because_its_run_ended_takes_nothing(tmp_path: Path) -> None:
+    def ends(request: Any) -> Any:
+        raise WoundDown
+
+    with pytest.raises(WoundDown):
+        create_chat_completion(ask(), {**journaled(tmp_path / "run.db", usd=1), "transport": ends})
+    assert only_ledger().spent == NOTHING
+    budgets.ledgers.clear()
+    create_chat_completion(ask("another"), journaled(tmp_path / "run.db", usd=1))
+    assert only_ledger().spent == Amount(3 * ATTOS // 10**6, 2)
+
+
 def test_failures_of_a_journal_count_if_they_were_paid(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     script = [

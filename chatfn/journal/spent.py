@@ -61,7 +61,8 @@ def used(row: tuple[Any, ...]) -> Used:
     answered = said.get("model")
     error = {"category": category, **({} if left is None else {"sent": bool(left)})}
     failed = {"status": status or 0, "error": error, "attempts": attempts}
-    free = state == "failed" and not said.get("usage") and is_free(failed)
+    unsent = attempts is None  # of a call that failed: the run was ended before
+    free = state == "failed" and not said.get("usage") and (unsent or is_free(failed))
     return Used(
         sent,
         answered if isinstance(answered, str) else model,
