@@ -539,28 +539,31 @@ def test_an_awaited_map_stops_likewise() -> None:
 # --- with a journal -----------------------------------------------------------------------------------------------
 
 
-def journaled(path: Path, **given: Any) -> dict[str, Any]:
+def journaled(path: Path, errors: str = "resend", **given: Any) -> dict[str, Any]:
     whole = options(**given)
-    return {**whole, "middleware": [["journal", {"path": str(path)}], *whole["middleware"]]}
+    return {**whole, "middleware": [["journal", {"path": str(path), "errors": errors}], *whole["middleware"]]}
 
 
-def test_another_run_of_the_same_journal_stays_under_the_same_cap_and_a_higher_one_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("errors", ["resend", "keep"])
+def test_another_run_of_the_same_journal_stays_under_the_same_cap_and_a_higher_one_resumes(
+    errors: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.db"
-    first, _ = taken(map_chat(rows(60), journaled(path, usd="0.0010"), concurrency=4))
+    first, _ = taken(map_chat(rows(60), journaled(path, errors, usd="0.0010"), concurrency=4))
     budgets.ledgers.clear()  # another process
-    again, code = taken(map_chat(rows(60), journaled(path, usd="0.0010"), concurrency=4))
+    again, code = taken(map_chat(rows(60), journaled(path, errors, usd="0.0010"), concurrency=4))
     assert code == "budget_exceeded"
     assert {row["id"] for row in again} <= {row["id"] for row in first}
     assert all(row["cached"] for row in again)
     assert sum(entry["tokens"]["total"] for entry in by_day(path, LOOKUP)) == 8 * len(first)
     budgets.ledgers.clear()
-    whole, code = taken(map_chat(rows(60), journaled(path, usd=1), concurrency=4))
+    whole, code = taken(map_chat(rows(60), journaled(path, errors, usd=1), concurrency=4))
     assert code == ""
     assert len(whole) == 60
     assert sum(row.get("cached", False) for row in whole) == len(first)
     assert only_ledger().spent.tokens == 8 * 60
     budgets.ledgers.clear()
-    done, code = taken(map_chat(rows(60), journaled(path, tokens=1), concurrency=4))
+    done, code = taken(map_chat(rows(60), journaled(path, errors, tokens=1), concurrency=4))
     assert (len(done), code) == (60, "")  # what is there costs nothing
     assert only_ledger().spent.tokens == 8 * 60
 

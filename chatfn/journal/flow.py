@@ -93,7 +93,7 @@ def kept(store: Store, claim: Claim, response: Response, body: Any) -> None:
 
 
 def outcome_of(response: Response, body: Any) -> Outcome:
-    attempts, usage = response.get("attempts", 1), response.get("usage")
+    attempts, usage = None if "stop" in response else response.get("attempts", 1), response.get("usage")
     if "error" in response:
         return error_outcome("failed", response["error"], attempts, usage)
     return answer_outcome(body, response["status"], attempts, usage or body.get("usage"))

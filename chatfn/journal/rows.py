@@ -18,7 +18,9 @@ from chatfn.spec import Error, Json, Request
 
 AT_ONCE = 64  # calls in a statement at most: in one statement, for each hands the interpreter to other threads
 FIND = "SELECT key, id, state, run, attempts, crc, response FROM calls WHERE live = 1 AND key IN ({marks})"
-FIND_ERROR = "SELECT id, error, attempts FROM calls WHERE key = ? AND state = 'failed' ORDER BY id DESC LIMIT 1"
+FIND_ERROR = (  # of those that were sent at all
+    "SELECT id, error, attempts FROM calls WHERE key = ? AND state = 'failed' AND attempts > 0 ORDER BY id DESC LIMIT 1"
+)
 CLAIM = (
     "INSERT INTO calls (key, state, live, run, sent, model, url, request)"
     " SELECT column1, 'sent', 1, column2, column3, column4, column5, column6 FROM (VALUES {marks})"
@@ -82,7 +84,7 @@ def claim_values(key: str, run: int, request: Request) -> tuple[Any, ...]:
     return key, run, time.time(), model_of(data["body"]), data["url"], text
 
 
-def answer_outcome(completion: Json, status: int, attempts: int, usage: Any) -> Outcome:
+def answer_outcome(completion: Json, status: int, attempts: int | None, usage: Any) -> Outcome:
     """A whole, good answer; ``usage`` is that of all attempts."""
     text = json_text(completion)
     crc = crc32(text.encode())
