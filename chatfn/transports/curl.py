@@ -50,11 +50,7 @@ def configured(http: str = "2") -> Any:
 
 
 def send(request: Request, http: str) -> Response:
-    idle = IDLE.setdefault(http, [])
-    try:
-        loop = idle.pop()
-    except IndexError:
-        loop = Loop(http)
+    loop = borrow(http)
     answers: list[Response] = []
     streams: list[Stream] = []
 
@@ -76,16 +72,29 @@ def send(request: Request, http: str) -> Response:
         loop.close()
         raise
     if not streams:
-        idle.append(loop)
+        give_back(loop)
         return answers[0]
-    body = read(streams[0], partial(idle.append, loop))
+    body = read(streams[0], partial(give_back, loop))
     next(body)  # from here on close() ends the transfer, also before the first byte is taken
     return {"status": streams[0].status, "headers": cast("dict[str, str]", streams[0].head), "body": body}
 
 
+def borrow(http: str) -> Loop:
+    """A loop for one request; that which was used last has the freshest connections."""
+    try:
+        return IDLE[http].pop()
+    except (KeyError, IndexError):
+        return Loop(http)
+
+
+def give_back(loop: Loop) -> None:
+    if not loop.closed and not loop.forgotten:
+        IDLE.setdefault(loop.http, []).append(loop)
+
+
 def driver(http: str = "2") -> Driver:
     """What carries the requests of a map, on the thread that calls its ``wait``; a stream is whole when it is given."""
-    loop = Loop(http)
+    loop = Loop(http, wakeable=True)
 
     def begin(request: Request, done: Done) -> None:
         try:

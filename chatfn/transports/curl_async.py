@@ -26,7 +26,11 @@ class Hung:
         self.loop = Loop(key[1])
         self.timer: asyncio.TimerHandle | None = None
         self.soon = False
-        self.events.add_reader(self.loop.poller.fileno(), self.pump)
+        try:
+            self.events.add_reader(self.loop.poller.fileno(), self.pump)
+        except NotImplementedError:
+            self.loop.close()
+            raise
         self.keeper = self.keep()
         with suppress(StopIteration):
             anext(self.keeper).__await__().send(None)

@@ -11,18 +11,19 @@ import http.client
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pycurl
-from requests.exceptions import ConnectTimeout, ProxyError, SSLError
+from requests.exceptions import ConnectTimeout
 
-from chatfn.core import wire_headers
 from chatfn.errors import ChatError, failure
 from chatfn.spec import Error, Request, Response
 from chatfn.transports import Done
-from chatfn.transports.decoding import ACCEPTED, Inflate, as_it_is, inflater, too_large
+from chatfn.transports.curl_errors import cause_of
+from chatfn.transports.curl_heads import check_framing, head_of, header_lines
+from chatfn.transports.curl_process import exhausted
+from chatfn.transports.decoding import Inflate, as_it_is, inflater, too_large
 from chatfn.transports.requests import ERROR_BYTES, error_of
 from chatfn.transports.timed_socket import Attempt, Expired, HeadTooLarge
 
@@ -32,25 +33,8 @@ DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]\s*$")
 LAST_CHUNK = re.compile(rb"\n0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n\Z")
 TAIL = 1_024  # bytes, which the end of a chunked body and its trailers are looked for in
 COUNTED = 1_024  # URLs that are known to answer with a length
+EMPTY = (b"\r\n", b"\n")
 REFUSE, GO_ON = 1, 0
-STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: |\r|\n|$)")
-BROKEN: dict[int, Callable[[], Exception]] = {
-    pycurl.E_PARTIAL_FILE: partial(http.client.IncompleteRead, b""),
-    pycurl.E_GOT_NOTHING: partial(http.client.RemoteDisconnected, ""),
-    pycurl.E_ABORTED_BY_CALLBACK: partial(http.client.RemoteDisconnected, ""),
-    pycurl.E_OPERATION_TIMEDOUT: ConnectTimeout,
-}
-TLS = {
-    pycurl.E_SSL_CONNECT_ERROR,
-    pycurl.E_PEER_FAILED_VERIFICATION,
-    pycurl.E_SSL_CERTPROBLEM,
-    pycurl.E_SSL_CIPHER,
-    pycurl.E_SSL_CACERT_BADFILE,
-    pycurl.E_SSL_ISSUER_ERROR,
-}
-IMPROPER = {pycurl.E_UNSUPPORTED_PROTOCOL, 8, 61}  # CURLE_WEIRD_SERVER_REPLY, CURLE_BAD_CONTENT_ENCODING
-TOO_LARGE = 100  # CURLE_TOO_LARGE
-PROXY = 97  # CURLE_PROXY
 
 
 class Exchange:
@@ -136,7 +120,7 @@ class Exchange:
         """Keep a line of a head.  The first empty one ends it, unless it was that of an interim answer."""
         if self.head is None:
             self.lines.append(line)
-            if len(line) <= 2:
+            if line in EMPTY:
                 return self.read_head()
         return None
 
@@ -278,7 +262,7 @@ class Exchange:
             return too_large(self.limit) if 200 <= self.status < 300 else None
         if self.failed is not None:
             return self.failed
-        if code == pycurl.E_COULDNT_CONNECT and self.shard.loop.exhausted():
+        if code == pycurl.E_COULDNT_CONNECT and exhausted():
             return OSError("too many open files in this process: raise its limit (ulimit -n), or send fewer at once")
         return cause_of(code, words, self.way.proxy)
 
@@ -290,56 +274,6 @@ class Exchange:
         attempt = Attempt(self.due, request["timeout"][1], 0.0, self.within, 0)
         attempt.received = len(self.lines) + self.size
         return error_of(exc, request, attempt)
-
-
-def header_lines(request: Request) -> list[str]:
-    """The headers as libcurl takes them; a name without a value is one that it must not add of its own."""
-    headers = {"accept-encoding": ACCEPTED, **wire_headers(request)}
-    own = [f"{name}:" for name in ("accept", "content-type", "expect") if name not in headers]
-    return own + [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()]
-
-
-def head_of(text: bytes) -> tuple[int, dict[str, str]]:
-    """The status and the headers of a head."""
-    first = STATUS.match(text)
-    if first is None or first[1] == b"101":  # nobody asked for another protocol
-        raise http.client.HTTPException("its status is none that was asked for")
-    found: dict[str, str] = {}
-    for line in text.decode("latin-1").split("\n")[1:-2]:
-        name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip()
-        found[name] = f"{found[name]}, {value}" if name in found else value
-    return int(first[1]), found
-
-
-def check_framing(head: dict[str, str]) -> None:
-    """Raise unless it is plain where the body ends (RFC 9112, 6.3)."""
-    if "transfer-encoding" in head and head["transfer-encoding"].lower() != "chunked":
-        raise http.client.HTTPException("its transfer coding is unknown")
-    length = head.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()):
-        lengths = {part.strip() for part in length.split(",")}
-        if len(lengths) > 1 or not all(n.isascii() and n.isdigit() for n in lengths):
-            raise http.client.HTTPException("its content-length is no number")
-
-
-def cause_of(code: int, words: str, proxy: str) -> Exception:
-    """An exception of requests' or http.client's for a code of libcurl's."""
-    if code in BROKEN:
-        return BROKEN[code]()
-    if code in TLS:
-        return SSLError(words)
-    if proxy and (code in (pycurl.E_COULDNT_CONNECT, pycurl.E_COULDNT_RESOLVE_PROXY, PROXY) or "CONNECT" in words):
-        return ProxyError(f"{words} (SOCKS)" if proxy.startswith("socks") else words)
-    if code == TOO_LARGE or "response headers" in words:
-        return HeadTooLarge()
-    if code in IMPROPER:
-        return http.client.HTTPException(words)
-    if "chunk" in words:
-        return http.client.HTTPException("its chunks are malformed")
-    if code in (pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, 16, 92):  # CURLE_HTTP2, CURLE_HTTP2_STREAM
-        return ConnectionError(words)
-    return OSError(words)
 
 
 def gathered(pieces: list[bytes], inflate: Inflate, status: int, error: Error | None) -> Iterator[bytes]:

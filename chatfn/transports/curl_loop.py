@@ -6,101 +6,36 @@ multi handles is given no more than ``CROWD`` requests; a loop has as many of th
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
-from weakref import WeakSet
 
 import pycurl
 
 from chatfn.spec import Request
 from chatfn.transports import Done
 from chatfn.transports.curl_exchange import Exchange
+from chatfn.transports.curl_poller import READ, WRITE, new_poller
+from chatfn.transports.curl_process import LOOPS, make_room
 from chatfn.transports.curl_settings import Way, new_handle, way_of
+from chatfn.transports.curl_shard import CROWD, Shard
 from chatfn.transports.timed_socket import SLICE, Cancelled
 
-try:
-    import resource
-except ImportError:  # Windows has no such limit
-    resource = None  # type: ignore[assignment]  # as in the standard library
-
-CROWD = 64
-PRUNED = 1.25  # seconds after which libcurl has noticed for certain that an idle connection is closed
-LONGEST = 3_600.0
 ROOM = 4  # crowds more than there are, for which files may be open
-MOST_FILES = 1_048_576
-READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-MASKS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
-
-
-class Shard:
-    """A multi handle of libcurl, and when it wants to be called."""
-
-    __slots__ = ("__weakref__", "due", "handles", "loop", "multi", "running", "stale")
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop, self.due, self.handles, self.running = loop, math.inf, 0, 0
-        self.stale: dict[str, float] = {}  # origins to which an idle connection is not to be used, and until when
-        self.multi = pycurl.CurlMulti()
-        self.multi.setopt(pycurl.M_SOCKETFUNCTION, self.watch)
-        self.multi.setopt(pycurl.M_TIMERFUNCTION, self.call_at)
-        self.multi.setopt(pycurl.M_MAXCONNECTS, 2 * CROWD)
-        self.multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
-
-    def distrust(self, origin: str) -> None:
-        """One of the idle connections to an origin is of no more use, which libcurl is yet to see."""
-        now = time.monotonic()
-        self.stale = {known: until for known, until in self.stale.items() if until > now} | {origin: now + PRUNED}
-
-    def call_at(self, milliseconds: int) -> None:
-        self.due = math.inf if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-
-    def watch(self, what: int, fd: int, multi: Any, data: Any) -> None:
-        """libcurl's word on what a socket waits for.  One that waits for nothing is kept for its next request."""
-        loop = self.loop
-        if what == pycurl.POLL_REMOVE:
-            if fd in loop.watched:
-                loop.rest(fd, self)
-            return
-        mask = MASKS[what]
-        if fd in loop.watched:
-            with suppress(OSError):  # it is another socket of that number
-                loop.poller.modify(fd, mask)
-                loop.watched[fd] = (self, mask, True)
-                return
-        loop.poller.register(fd, mask)
-        loop.watched[fd] = (self, mask, True)
-
-
-LOOPS: WeakSet[Loop] = WeakSet()
-
-
-def forget_loops() -> None:
-    """Leave what a forked process has of its parent's alone, for good: to end it would say farewell on the connections
-    that the parent still uses."""
-    for loop in LOOPS:
-        loop.forgotten = True
-        for kept in (loop, *(shard.multi for shard in loop.shards)):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_loops)
+LONGEST = 3_600.0  # seconds
 
 
 class Loop:
     """Requests in flight, for the one thread that calls ``work``."""
 
-    def __init__(self, http: str = "2") -> None:
+    def __init__(self, http: str = "2", wakeable: bool = False) -> None:
         self.http = http
-        self.poller = select.epoll()
+        self.poller = new_poller()
         self.watched: dict[int, tuple[Shard, int, bool]] = {}  # by socket: what for, and whether for a transfer
         self.counted: set[str] = set()  # URLs whose answers came with their length
         self.multiplexed: set[str] = set()  # origins that speak HTTP/2
@@ -113,10 +48,11 @@ class Loop:
         self.rung = self.closed = self.forgotten = False
         self.finished = 0  # how much was done: whoever waits for something looks again when it moves
         self.calls: deque[Callable[[], object]] = deque()  # from other threads
-        self.bell, self.button = socket.socketpair()
-        self.bell.setblocking(False)
-        self.button.setblocking(False)
-        self.poller.register(self.bell.fileno(), READ)
+        self.bells: tuple[socket.socket, ...] = socket.socketpair() if wakeable else ()  # the second rings the first
+        for bell in self.bells:
+            bell.setblocking(False)
+        if self.bells:
+            self.poller.register(self.bells[0].fileno(), READ)
         LOOPS.add(self)
 
     def send(self, request: Request, done: Done, opened: Any = None) -> Exchange:
@@ -136,7 +72,7 @@ class Loop:
 
     def new_exchange(self, way: Way) -> Exchange:
         if not self.shards or self.shards[-1].handles >= CROWD:
-            make_room(self.bell, CROWD * (len(self.shards) + ROOM))
+            make_room(CROWD * (len(self.shards) + ROOM))
             self.shards.append(Shard(self))
         shard = self.shards[-1]
         shard.handles += 1
@@ -221,10 +157,10 @@ class Loop:
         shard, _, used = self.watched.get(fd, (None, 0, False))
         if used:
             return False
-        if fd == self.bell.fileno():
+        if self.bells and fd == self.bells[0].fileno():
             self.rung = True
             with suppress(BlockingIOError):
-                self.bell.recv(4_096)
+                self.bells[0].recv(4_096)
             return True
         if shard is not None and self.connections[fd] not in self.multiplexed:
             shard.distrust(self.connections[fd])
@@ -286,18 +222,10 @@ class Loop:
             elif exchange.until < self.soonest:
                 self.soonest = exchange.until
 
-    def exhausted(self) -> bool:
-        """Whether this process may open no more files, which libcurl does not tell."""
-        try:
-            os.close(os.dup(self.bell.fileno()))
-        except OSError:
-            return True
-        return False
-
     def wake(self) -> None:
         """Make ``work`` return, from any thread."""
         with suppress(OSError):  # it is full, and will ring anyway, or closed
-            self.button.send(b"\0")
+            self.bells[1].send(b"\0")
 
     def close(self) -> None:
         """End what is in flight, and close all connections."""
@@ -310,21 +238,8 @@ class Loop:
             for exchanges in (self.active, *self.idle.values()):
                 for exchange in exchanges:
                     exchange.curl.close()
-        self.active.clear()
-        self.idle.clear()
+        for kept in (self.active, self.idle, self.watched, self.shards, self.waiting):
+            kept.clear()
         self.poller.close()
-        self.bell.close()
-        self.button.close()
-
-
-def make_room(sock: socket.socket, more: int) -> None:
-    """Raise this process's own limit of open files, as far as it may, if it leaves no room for so many more."""
-    if resource is None:
-        return
-    with suppress(OSError, ValueError):
-        next_fd = os.dup(sock.fileno())
-        os.close(next_fd)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY and next_fd + more > soft:
-            most = MOST_FILES if hard == resource.RLIM_INFINITY else hard
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most, 2 * (next_fd + more))), hard))
+        for bell in self.bells:
+            bell.close()

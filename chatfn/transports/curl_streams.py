@@ -129,6 +129,11 @@ def read(stream: Stream, leave: Callable[[], object]) -> Generator[bytes, float 
         error = {**exc.error, "status": stream.status}
     except (Expired, Cancelled) as exc:
         error = stream.broken(exc)
+    except GeneratorExit:
+        raise
+    except BaseException:  # Ctrl-C, wherever it came
+        stream.loop.close()
+        raise
     finally:
         stream.close()
         leave()

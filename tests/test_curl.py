@@ -1,0 +1,430 @@
+"""What the transport ``curl`` does beyond what every transport of the network does (see ``test_transports``)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from rawserver import (
+    CLOSE,
+    STREAM_HEAD,
+    answer,
+    chunked,
+    delta,
+    endless,
+    event,
+    raw_server,
+    stream,
+    until_gone,
+)
+
+pytest.importorskip("pycurl")
+
+from chatfn import ChatError, acreate_chat_completion, build_request, create_chat_completion
+from chatfn.core import encode
+from chatfn.transports import Driver, transport_of
+from chatfn.transports.curl import curl, driver
+from chatfn.transports.curl_loop import Loop
+from chatfn.transports.curl_poller import READ, WRITE, Selected
+
+PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**PARAMS, "stream": True}
+
+
+def options_of(url: str, **options: Any) -> Any:
+    return {"api_key": "k", "api_endpoint": url, "transport": "curl", "middleware": [], **options}
+
+
+def request_to(url: str, params: Any = PARAMS, **options: Any) -> Any:
+    """A request map as a transport is given it."""
+    return encode(build_request(params, options_of(url, **options)))
+
+
+def good(name: str) -> bytes:
+    return answer({"id": name, "choices": []})
+
+
+def echoing(request: dict[str, Any]) -> list[Any]:
+    """The path of a request as the id of its answer, after a while."""
+    return [0.02, good(request["path"].rpartition("/")[2])]
+
+
+@contextmanager
+def stadium(size: int) -> Iterator[str]:
+    """A server that ends no stream before so many of them have begun."""
+    begun: list[Any] = []
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            if data.startswith(b"POST"):
+                self.transport.write(STREAM_HEAD + chunked(event(delta("a")))[:-5])
+                begun.append(self.transport)
+                if len(begun) == size:
+                    for other in begun:
+                        other.write(chunked(event(delta("", "stop")), event(b"[DONE]")))
+
+    async def listen() -> Any:
+        return await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=size)
+
+    with ThreadPoolExecutor(1) as thread, asyncio.Runner() as runner:
+        server = runner.run(listen())
+        running = thread.submit(runner.get_loop().run_forever)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        finally:
+            runner.get_loop().call_soon_threadsafe(runner.get_loop().stop)
+            running.result(10)
+            for transport in begun:
+                transport.abort()
+            server.close()
+
+
+@pytest.fixture
+def carrier() -> Iterator[Driver]:
+    made = driver()
+    yield made
+    made.close()
+
+
+def carried(carrier: Driver, *requests: Any, seconds: float = 20.0) -> list[Any]:
+    """What the driver says of requests, in the order in which they were given: response maps or exceptions."""
+    found: dict[int, Any] = {}
+
+    def done(number: int, response: Any, exc: Any) -> None:
+        assert number not in found
+        found[number] = response if exc is None else exc
+
+    for number, request in enumerate(requests):
+        carrier.send(request, partial(done, number))
+    assert not found, "done is called inside wait"
+    end = time.monotonic() + seconds
+    while len(found) < len(requests) and time.monotonic() < end:
+        carrier.wait(1.0)
+    return [found[number] for number in range(len(requests))]
+
+
+def soon(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# The driver
+
+
+def test_many_requests_on_one_thread_each_get_their_own_answer(carrier: Driver) -> None:
+    """More than one of libcurl's multi handles is given; twice, so that connections are used again."""
+    threads = threading.active_count()
+    with raw_server(echoing) as server:
+        for _ in range(2):
+            requests = [{**request_to(server.url), "url": f"{server.url}/{n}"} for n in range(150)]
+            before = threading.active_count()
+            bodies = [response["body"] for response in carried(carrier, *requests)]
+            assert [f'"id": "{n}"' in body.decode() for n, body in enumerate(bodies)] == [True] * 150
+            assert before >= threads
+        assert len(server.connections) <= 150
+
+
+def test_a_request_that_cannot_be_sent_is_an_exception_of_its_own(carrier: Driver) -> None:
+    with raw_server([good("a")]) as server:
+        request = request_to(server.url)
+        unread = {**request, "url": "https://127.0.0.1:9/v1", "verify": "/no/such/file.pem"}
+        first, second = carried(carrier, unread, request)
+    assert isinstance(first, ValueError)
+    assert second["status"] == 200
+
+
+def test_a_function_that_blocks_is_called_elsewhere_and_done_in_wait(carrier: Driver) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    found: list[Any] = []
+
+    def done(value: Any, exc: Any) -> None:
+        found.append((value, type(exc), threading.current_thread() is threading.main_thread()))
+
+    for function in (lambda: 7, lambda: 1 / 0, leave):
+        carrier.call(function, done)
+        assert soon(lambda: carrier.wait(0.05) or bool(found))
+        assert found[-1][2]
+    assert [pair[:2] for pair in found] == [(7, type(None)), (None, ZeroDivisionError), (None, RuntimeError)]
+
+
+def test_wait_returns_in_time_and_when_it_is_woken(carrier: Driver) -> None:
+    began = carrier.now()
+    carrier.wait(0.05)
+    assert 0.04 <= carrier.now() - began < 10
+    threading.Timer(0.05, carrier.wake).start()
+    carrier.wait(30)
+    assert carrier.now() - began < 10
+
+
+def test_after_close_nothing_is_done_and_connections_are_gone() -> None:
+    made, found = driver(), []
+    with raw_server([until_gone]) as server:
+        made.send(request_to(server.url), lambda *args: found.append(args))
+        assert soon(lambda: made.wait(0.01) or bool(server.requests))
+        made.close()
+        assert soon(lambda: not server.open)
+        made.close()
+        made.wake()
+    assert not found
+
+
+def test_done_may_close_its_driver() -> None:
+    made = driver()
+    with raw_server([good("a")]) as server:
+        for _ in range(3):
+            made.send(request_to(server.url), lambda *args: made.close())
+        made.wait(10)
+        assert soon(lambda: not server.open)
+
+
+def test_a_cancelled_request_ends_soon(carrier: Driver) -> None:
+    stop = threading.Event()
+    with raw_server([until_gone]) as server:
+        threading.Timer(0.1, stop.set).start()
+        (response,) = carried(carrier, {**request_to(server.url), "cancelled": stop.is_set})
+        assert response["error"]["category"] == "interrupted"
+        assert soon(lambda: not server.open)
+
+
+def test_each_request_has_its_own_time(carrier: Driver) -> None:
+    """A short one is not held up by a long one, nor by one that began after it."""
+    with raw_server([until_gone]) as server:
+        times = [9.0, 0.2, 5.0, 0.3]
+        requests = [request_to(server.url, request={"timeout": time}) for time in times]
+        found: list[float] = []
+        for seconds, request in zip(times, requests, strict=True):
+            carrier.send(request, lambda response, exc, seconds=seconds: found.append(seconds))
+        began = time.monotonic()
+        while len(found) < 2 and time.monotonic() - began < 4.5:
+            carrier.wait(1)
+        assert found == [0.2, 0.3]
+
+
+def test_a_stream_is_given_whole(carrier: Driver) -> None:
+    with raw_server([stream("a", "b")]) as server:
+        (response,) = carried(carrier, request_to(server.url, STREAM))
+        (again,) = carried(carrier, request_to(server.url, STREAM))
+        assert len(server.connections) == 1
+    assert response["arrived"]
+    assert response["headers"]["content-type"] == "text/event-stream"
+    assert b"".join(response["body"]) == b"".join(again["body"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "category"),
+    [
+        ([STREAM_HEAD + chunked(event(delta("a")))[:-5], CLOSE], {}, "interrupted"),
+        ([STREAM_HEAD + chunked(event(delta("a")))[:-5], until_gone], {"request": {"timeout": 0.3}}, "interrupted"),
+        ([STREAM_HEAD, endless(chunked(b": hi\n\n")[:-5], 0.02)], {"request": {"timeout": 0.3}}, "interrupted"),
+        ([STREAM_HEAD, endless(chunked(event(delta("a")))[:-5])], {"bounds": {"body": 9_999}}, "fault"),
+        ([STREAM_HEAD, endless(chunked(event(delta("a")))[:-5], 0.01)], {"due": 0.3}, "interrupted"),
+    ],
+    ids=["cut", "silent", "comments", "too large", "too late"],
+)
+def test_a_stream_that_breaks_gives_what_had_arrived_and_then_the_error(
+    carrier: Driver, steps: Any, options: Any, category: str
+) -> None:
+    due = {"due": time.monotonic() + options.pop("due"), "deadline": 0.3} if "due" in options else {}
+    with raw_server(steps) as server:
+        (response,) = carried(carrier, {**request_to(server.url, STREAM, **options), **due})
+        assert soon(lambda: not server.open)
+    with pytest.raises(ChatError) as caught:
+        for piece in response["body"]:
+            assert piece.startswith((b"data", b": hi", b"\n"))
+    assert (caught.value.error["category"], caught.value.error["status"]) == (category, 200)
+
+
+def test_a_stream_that_has_said_done_is_not_waited_for(carrier: Driver) -> None:
+    with raw_server([stream("a")[:-5], until_gone]) as server:
+        (response,) = carried(carrier, request_to(server.url, STREAM, request={"timeout": 60}))
+        assert b"".join(response["body"]).endswith(b"data: [DONE]\n\n")
+        assert soon(lambda: not server.open)
+
+
+def test_a_thousand_streams_at_once_on_one_thread(carrier: Driver) -> None:
+    with stadium(1_000) as url:
+        bodies = [r["body"] for r in carried(carrier, *[request_to(url, STREAM)] * 1_000, seconds=60)]
+    assert {b"".join(body).count(b"data: ") for body in bodies} == {3}
+
+
+# Calls
+
+
+def test_what_may_have_arrived_is_not_sent_again_by_the_transport() -> None:
+    """libcurl would, when a kept connection is closed without an answer: that is the retry's to decide."""
+    with raw_server([good("a")], [CLOSE], [good("c")]) as server:
+        assert create_chat_completion(PARAMS, options_of(server.url))["id"] == "a"
+        with pytest.raises(ChatError) as caught:
+            create_chat_completion(PARAMS, options_of(server.url))
+        assert (caught.value.error["category"], len(server.requests)) == ("unavailable", 2)
+        assert create_chat_completion(PARAMS, options_of(server.url))["id"] == "c"
+
+
+@pytest.mark.parametrize("params", [PARAMS, STREAM], ids=["whole", "stream"])
+def test_an_interrupt_passes_at_once_and_ends_the_transfer(params: Any) -> None:
+    steps = [until_gone] if params is PARAMS else [STREAM_HEAD + chunked(event(delta("a")))[:-5], until_gone]
+    with raw_server(steps) as server:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in create_chat_completion(params, options_of(server.url)):
+                pass
+        assert time.monotonic() - began < 10
+        assert soon(lambda: not server.open)
+
+
+def test_a_slow_reader_does_not_hold_up_other_calls_of_its_event_loop() -> None:
+    flood = endless(chunked(event(delta("x" * 10_000)))[:-5])
+
+    async def main(url: str, other: str) -> None:
+        events = await acreate_chat_completion(STREAM, options_of(url))
+        await anext(events)
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            assert (await acreate_chat_completion(PARAMS, options_of(other)))["id"] == "b"
+        for _ in range(200):
+            assert (await anext(events))["choices"][0]["delta"]["content"] == "x" * 10_000
+        await events.aclose()
+
+    with raw_server([STREAM_HEAD, flood]) as server, raw_server([good("b")]) as other:
+        asyncio.run(asyncio.wait_for(main(server.url, other.url), 30))
+        assert soon(lambda: not server.open)
+
+
+def test_an_event_loop_that_watches_no_descriptors_calls_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise NotImplementedError
+
+    async def main(url: str) -> Any:
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", refuse, raising=False)
+        return await acreate_chat_completion(PARAMS, options_of(url))
+
+    with raw_server([good("a")]) as server, asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.get_loop()
+        assert runner.run(main(server.url))["id"] == "a"
+
+
+def test_too_many_open_files_are_named() -> None:
+    """A process raises its own limit as far as it may; beyond that the error says what is lacking."""
+    script = """if True:
+        import resource, sys
+        from chatfn import build_request
+        from chatfn.core import encode
+        from chatfn.transports.curl import driver
+        soft, hard = map(int, sys.argv[2:])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        request = encode(build_request({"model": "m"}, {"api_key": "k", "api_endpoint": sys.argv[1]}))
+        carrier, found = driver(), []
+        for _ in range(100):
+            carrier.send(request, lambda response, exc: found.append(response))
+        while len(found) < 100:
+            carrier.wait(10)
+        print(len([r for r in found if r["status"] == 200]), *{r["error"]["message"] for r in found if "error" in r})
+    """
+    with raw_server([0.2, good("a")]) as server:
+        for limits in ((60, 4_000), (60, 60)):
+            run = subprocess.run(
+                [sys.executable, "-c", script, server.url, *map(str, limits)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+            sent, _, words = run.stdout.strip().partition(" ")
+            assert (sent == "100") == (limits[1] > 60), run
+            assert ("too many open files" in words) == (limits[1] == 60)
+
+
+# Settings
+
+
+def test_settings_choose_the_version_of_http() -> None:
+    with raw_server([good("a")]) as server:
+        options = options_of(server.url, transport=["curl", {"http": "1.1"}])
+        assert create_chat_completion(PARAMS, options)["id"] == "a"
+        with pytest.raises(ValueError, match="2-prior-knowledge"):
+            create_chat_completion(PARAMS, options_of(server.url, transport=["curl", {"http": "4"}]))
+
+
+def test_a_server_that_is_known_not_to_speak_http_2_is_an_error() -> None:
+    with raw_server([b"HTTP/1.1 400 no\r\ncontent-length: 0\r\n\r\n", CLOSE]) as server:
+        options = options_of(server.url, transport=["curl", {"http": "2-prior-knowledge"}], deadline=5)
+        with pytest.raises(ChatError):
+            create_chat_completion(PARAMS, options)
+
+
+def test_without_pycurl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("chatfn.transports.curl")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pycurl", None)
+    with pytest.raises(ValueError, match=r"chatfn\[curl\]"):
+        transport_of("curl")
+
+
+# Other systems
+
+
+@pytest.mark.parametrize("kind", [selectors.SelectSelector, selectors.PollSelector])
+def test_a_selector_does_in_place_of_epoll(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatfn.transports.curl_loop.new_poller", lambda: Selected(kind()))
+    monkeypatch.setattr("chatfn.transports.curl.IDLE", {})
+    with raw_server([good("a")], [good("b"), 0.02, CLOSE], [good("c")], [stream("d")]) as server:
+        for name in "abc":
+            assert create_chat_completion(PARAMS, options_of(server.url))["id"] == name
+            time.sleep(0.05)
+        assert len(list(create_chat_completion(STREAM, options_of(server.url)))) == 2
+    with raw_server([good("e")]) as server:
+        assert asyncio.run(acreate_chat_completion(PARAMS, options_of(server.url)))["id"] == "e"
+    with raw_server([until_gone]) as server:
+        made = driver()
+        made.send(request_to(server.url), print)
+        made.wait(0.05)
+        made.close()
+
+
+def test_a_selector_says_what_epoll_says() -> None:
+    back, forth = os.pipe()
+    poller = Selected(selectors.SelectSelector())
+    poller.register(forth, WRITE)
+    assert poller.poll(0) == [(forth, WRITE)]
+    poller.register(forth, READ)
+    assert poller.poll(0) == []
+    with pytest.raises(OSError, match="not registered"):
+        poller.modify(back, READ)
+    poller.unregister(back)
+    with pytest.raises(NotImplementedError):
+        poller.fileno()
+    poller.close()
+    for fd in (back, forth):
+        os.close(fd)
+
+
+def test_a_loop_that_is_closed_takes_nothing_back() -> None:
+    loop = Loop()
+    with raw_server([until_gone]) as server:
+        exchange = loop.send(request_to(server.url), print)
+        loop.close()
+        loop.release(exchange)
+        assert loop.closed
+    assert curl.__name__ == "curl"
