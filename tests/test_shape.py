@@ -134,7 +134,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_only_transports_send(path: Path) -> None:
-    senders = {"requests", "urllib3", "aiohttp", "socket", "ssl", "httpx", "yarl"}
+    senders = {"requests", "urllib3", "aiohttp", "pycurl", "socket", "ssl", "httpx", "yarl"}
     network = {name for name in imports(path) if name.startswith(("http.client", "urllib.request"))}
     if room_of(path) != "transports":
         assert not packages_of(path) & senders
