@@ -93,6 +93,7 @@ class Response(TypedDict):
     elapsed: NotRequired[ReadOnly[float]]  # seconds until the answer, or until the first byte of a stream
     request_id: NotRequired[ReadOnly[str]]
     cached: NotRequired[ReadOnly[bool]]
+    waited: NotRequired[ReadOnly[float]]  # seconds, for its turn under the limits
     target: NotRequired[ReadOnly[str]]  # who answered: deployment, model or impl, and host; of fallback and balance
     url: NotRequired[ReadOnly[str]]  # that of the target
 

@@ -122,6 +122,8 @@ def grown(state: State, now: float, tokens: float) -> State:
 
 def turn(state: State, now: float, rows: int, tokens: float, own: float) -> float:
     """When all rates will have room for one who has so many before it."""
+    if state.fixed.tpm is not None and own > state.fixed.tpm:
+        return inf
     due = max(now, state.pause)
     if state.own_requests is not None:
         due = max(due, ready_at(state.own_requests, now, rows, 1.0))
