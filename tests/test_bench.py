@@ -15,6 +15,7 @@ from tests.bench import report
 from tests.bench.__main__ import pythons_of
 from tests.bench.contestants import NAMES as CONTESTANTS
 from tests.bench.contestants import module_of
+from tests.bench.processes import ask, environment, workers
 from tests.bench.venvs import folder_of
 
 ROOT = Path(__file__).parents[1]
@@ -129,3 +130,10 @@ def test_those_who_require_the_same_share_an_environment() -> None:
     assert folder_of("openai") == folder_of("openai_async") == "openai"
     assert {folder_of(name) for name in CONTESTANTS} >= {"nothing", "litellm", "pycurl", "requests"}
     assert all(module_of(name).IMPORT or name == "socket" for name in CONTESTANTS)
+
+
+def test_a_contestant_that_does_not_start_is_told_of(tmp_path: Path) -> None:
+    pythons = {"nobody": sys.executable}
+    with workers(environment(str(tmp_path)), pythons, "http://127.0.0.1:1/v1", pythons) as (worker,):
+        assert worker.takes_part("calls")
+        assert ask(worker, 60, measure="calls", count=1) == {"error": "its process has ended"}

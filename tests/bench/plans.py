@@ -21,6 +21,7 @@ DEFAULT: Plan = {
     "alone": {"null_calls": 3_000, "null_events": 30_000, "bare": 10_000},
     "memory": [20_000, 200_000],  # rows
     "answers": 50_000,  # in the journal that is replayed
+    "share": 50,  # seconds for one table, after which no further round begins
     "seconds": 120,  # for one figure of one contestant; it is left out of a measure that takes it longer
 }
 FULL: Plan = {
@@ -32,6 +33,7 @@ FULL: Plan = {
     "map_rounds": 3,
     "memory": [20_000, 2_000_000],
     "answers": 1_000_000,
+    "share": 600,
     "seconds": 1_800,
 }
 QUICK: Plan = {
@@ -47,5 +49,6 @@ QUICK: Plan = {
     "alone": {"null_calls": 50, "null_events": 500, "bare": 200},
     "memory": [200, 1_000],
     "answers": 300,
+    "share": 10,
     "seconds": 60,
 }

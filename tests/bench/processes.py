@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import select
@@ -82,6 +83,7 @@ def workers(env: Mapping[str, str], pythons: Pythons, endpoint: str, names: Iter
             line = line_from(process, STARTING)
             if not line:
                 process.kill()  # what it is asked says so
+                process.wait()
             found.append(Worker(name, process, json.loads(line) if line else None))
         yield found
 
@@ -103,10 +105,16 @@ def ask(worker: Worker, seconds: float, **asked: Any) -> Figures:
     return {"error": "its process has ended" if ended else f"not done within {seconds:g} s"}
 
 
-def turns(asks: Mapping[str, Callable[[], Figures]], times: int) -> Rounds:
-    """What each of ``asks`` gave when all were asked in turn, so many ``times``; who fails is not asked again."""
+def turns(asks: Mapping[str, Callable[[], Figures]], times: int, seconds: float = math.inf) -> Rounds:
+    """What each of ``asks`` gave when all were asked in turn, so many ``times``; who fails is not asked again.
+
+    After so many ``seconds`` no further round begins.
+    """
     found: Rounds = {name: [] for name in asks}
-    for _ in range(times):
+    began = time.monotonic()
+    for place in range(times):
+        if place and time.monotonic() - began > seconds:
+            break
         for name, one in asks.items():
             if not found[name] or "error" not in found[name][-1]:
                 found[name].append(one())

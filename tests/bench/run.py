@@ -54,7 +54,7 @@ def near(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
             able = [worker for worker in all_ if worker.takes_part(measure)]
             turns(asks_of(able, plan, 1, measure=measure, count=max(1, plan[measure] // 5)), 1)
             asks = asks_of(able, plan, plan[measure], measure=measure, count=plan[measure])
-            found[measure] = turns(asks, plan["rounds"])
+            found[measure] = turns(asks, plan["rounds"], plan["share"])
     return found
 
 
@@ -66,7 +66,7 @@ def sizes(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
             with workers(env, pythons, f"{origin}/size/{size}/v1", pythons) as all_:
                 turns(asks_of(all_, plan, 1, measure="calls", count=1, size=size), 1)
                 asks = asks_of(all_, plan, calls, measure="calls", count=calls, size=size)
-                found[f"size {size}"] = turns(asks, plan["size_rounds"])
+                found[f"size {size}"] = turns(asks, plan["size_rounds"], plan["share"])
     return found
 
 
@@ -79,10 +79,10 @@ def far(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
             able = [worker for worker in all_ if worker.takes_part("flight", at_once)]
             turns(asks_of(able, plan, 1, measure="flight", count=at_once, at_once=at_once), 1)
             asks = asks_of(able, plan, calls, measure="flight", count=calls, at_once=at_once)
-            found[f"flight {at_once}"] = turns(asks, times)
+            found[f"flight {at_once}"] = turns(asks, times, plan["share"])
         able = [worker for worker in all_ if worker.takes_part("streams", streams)]
         asks = asks_of(able, plan, streams * events, measure="streams", count=events, at_once=streams)
-        found[f"streams {streams}"] = turns(asks, rounds)
+        found[f"streams {streams}"] = turns(asks, rounds, plan["share"])
     return found
 
 
@@ -112,7 +112,7 @@ def maps(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
         rows = plan["map"]
         turns({w.name: partial(a_map, w, plan, origin, min(rows, WARM_ROWS), journals) for w in able}, 1)
         asks = {w.name: partial(a_map, w, plan, origin, rows, journals) for w in able}
-        return {"map": turns(asks, plan["map_rounds"])}
+        return {"map": turns(asks, plan["map_rounds"], plan["share"])}
 
 
 def imports(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
@@ -125,7 +125,7 @@ def imports(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     asks = {name: partial(spent, env, python, statement) for (python, statement), name in statements.items()}
     base = {python: partial(spent, env, python, NOTHING) for python in {python for python, _ in statements}}
     turns({**base, **asks}, 1)  # byte code is written
-    found = turns({**base, **asks}, plan["rounds"])
+    found = turns({**base, **asks}, plan["rounds"], plan["share"])
     python_of = {name: python for (python, _), name in statements.items() if name != FLOOR}
     return {"imports": {name: less(found[name], found[python]) for name, python in python_of.items()}}
 
@@ -157,7 +157,7 @@ def alone(env: Env, python: str, plan: Plan) -> dict[str, Rounds]:
                 timed(worker, plan, units, {**told, "journal": next(journals)})
             )
         turns(asks, 1)
-        return {"alone": turns(asks, plan["rounds"])}
+        return {"alone": turns(asks, plan["rounds"], plan["share"])}
 
 
 def memory(env: Env, python: str, plan: Plan) -> Figures:

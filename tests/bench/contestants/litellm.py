@@ -1,4 +1,4 @@
-"""litellm, its blocking function; many at once on threads."""
+"""litellm, its blocking function; many at once on threads.  A thousand streams at once would take it a minute."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def client(endpoint: str) -> Client:
     def stream(params: Params) -> int:
         return sum(1 for event in completion(**settings(endpoint, params)) if event.choices[0].delta.content)
 
-    return blocking(call, stream)
+    return blocking(call, stream)._replace(streams=None)

@@ -1,4 +1,4 @@
-"""litellm, its asynchronous function."""
+"""litellm, its asynchronous function.  A thousand streams, or more calls at once, would take it a minute."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def client(endpoint: str) -> Client:
         events = await completion(**settings(endpoint, params))
         return sum([1 async for event in events if event.choices[0].delta.content])
 
-    return awaited(call, stream)._replace(most=1_000)
+    return awaited(call, stream)._replace(most=1_000, streams=None)
