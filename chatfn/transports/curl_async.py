@@ -107,7 +107,6 @@ async def asend(request: Request, http: str, blocking: Any) -> Response:
     loop = hung.loop
     answer = events.create_future()
     streams: list[Stream] = []
-    arrival = asyncio.Event()
 
     def done(response: Response | None, exc: Exception | None) -> None:
         if streams:
@@ -116,7 +115,7 @@ async def asend(request: Request, http: str, blocking: Any) -> Response:
             answer.set_result(response)
 
     def opened(exchange: Any) -> Stream:
-        streams.append(Stream(loop, exchange, arrival.set, hung.kick))
+        streams.append(Stream(loop, exchange, asyncio.Event(), hung.kick))
         if not answer.done():
             answer.set_result(None)
         return streams[0]
@@ -131,6 +130,6 @@ async def asend(request: Request, http: str, blocking: Any) -> Response:
         raise
     if response is not None:
         return cast(Response, response)
-    body = aread(streams[0], arrival)
+    body = aread(streams[0])
     await anext(body)  # from here on aclose() ends the transfer, also before the first byte is taken
     return {"status": streams[0].status, "headers": cast("dict[str, str]", streams[0].head), "body": body}

@@ -42,8 +42,8 @@ class Exchange:
 
     __slots__ = (
         "auth", "curl", "cut", "done", "due", "failed", "fresh", "gathers", "head", "headed", "headers", "heard",
-        "inflate", "limit", "lines", "opened", "origin", "pieces", "reached", "request", "sent", "shard", "size",
-        "started", "status", "stream", "tail", "until", "url", "way", "within",
+        "inflate", "limit", "lines", "method", "opened", "origin", "pieces", "reached", "request", "sent", "shard",
+        "size", "started", "status", "stream", "tail", "until", "url", "way", "within",
     )  # fmt: skip
 
     def __init__(self, curl: Any, way: Any, shard: Any) -> None:
@@ -52,6 +52,7 @@ class Exchange:
         self.headers: Any = None
         self.auth: Any = None
         self.url = self.origin = ""
+        self.method = "POST"
         self.fresh = self.heard = False
         curl.exchange = self
         curl.setopt(pycurl.HEADERFUNCTION, self.hear)
@@ -60,7 +61,7 @@ class Exchange:
         curl.setopt(pycurl.PREREQFUNCTION, self.reach)
         curl.setopt(pycurl.SOCKOPTFUNCTION, self.connect)
 
-    def begin(self, request: Request, done: Done, opened: Any) -> None:
+    def begin(self, request: Request, origin: str, done: Done, opened: Any) -> None:
         """Set what is new in a request.  ``opened``: what takes the pieces of a stream, or None if all are kept."""
         curl, body = self.curl, request["body"]
         auth = request.get("auth")
@@ -73,14 +74,17 @@ class Exchange:
             curl.setopt(pycurl.URL, request["url"])
             self.url = request["url"]
         curl.setopt(pycurl.POSTFIELDS, body)
-        if request["method"] != "POST":
+        if request["method"] != self.method:
             curl.setopt(pycurl.CUSTOMREQUEST, request["method"])
-        connect, _ = request["timeout"]
+            self.method = request["method"]
+        self.within = request["timeout"][0]
+        self.due = math.inf
         now = time.monotonic()
-        self.due = request.get("due", math.inf)
-        self.within = max(0.001, min(connect, self.due - now))
+        if "due" in request:
+            self.due = request["due"]
+            self.within = max(0.001, min(self.within, self.due - now))
         self.until = now + self.within
-        self.request, self.done, self.opened = request, done, opened
+        self.request, self.origin, self.done, self.opened = request, origin, done, opened
         self.sent = len(body) if len(body) <= SENT_AT_ONCE else 0
         self.lines.clear()
         self.pieces: list[bytes] = []
@@ -120,7 +124,7 @@ class Exchange:
         """Keep a line of a head.  The first empty one ends it, unless it was that of an interim answer."""
         if self.head is None:
             self.lines.append(line)
-            if line in EMPTY:
+            if len(line) < 3 and line in EMPTY:
                 return self.read_head()
         return None
 

@@ -39,7 +39,7 @@ class Loop:
         self.watched: dict[int, tuple[Shard, int, bool]] = {}  # by socket: what for, and whether for a transfer
         self.counted: set[str] = set()  # URLs whose answers came with their length
         self.multiplexed: set[str] = set()  # origins that speak HTTP/2
-        self.connections: dict[int, str] = {}  # those of the sockets that go to servers: to which origin
+        self.connections: dict[int, tuple[str, int]] = {}  # by socket to a server: its origin, and the socket's inode
         self.waiting: list[Exchange] = []  # those that are to begin
         self.shards: list[Shard] = []
         self.idle: dict[Way, list[Exchange]] = {}
@@ -60,8 +60,11 @@ class Loop:
         way, origin = way_of(request)
         idle = self.idle.setdefault(way, [])
         exchange = idle.pop() if idle else self.new_exchange(way)
-        exchange.origin = origin
-        exchange.begin(request, done, opened)
+        try:
+            exchange.begin(request, origin, done, opened)
+        except BaseException:
+            idle.append(exchange)
+            raise
         self.active.add(exchange)
         self.waiting.append(exchange)
         if exchange.until < self.soonest:
@@ -81,19 +84,33 @@ class Loop:
     def connected(self, fd: int, origin: str) -> None:
         """A new socket: whatever had its number before is gone."""
         self.watched.pop(fd, None)
-        self.connections[fd] = origin
+        self.connections[fd] = (origin, os.fstat(fd).st_ino)
 
-    def rest(self, fd: int, shard: Shard) -> None:
+    def watch(self, shard: Shard, fd: int, mask: int) -> None:
+        """A socket waits for something."""
+        if fd not in self.watched or not self.modified(fd, mask):
+            self.poller.register(fd, mask)
+        self.watched[fd] = (shard, mask, True)
+
+    def modified(self, fd: int, mask: int) -> bool:
+        try:
+            self.poller.modify(fd, mask)
+        except OSError:  # it is another socket of that number
+            return False
+        return True
+
+    def rest(self, shard: Shard, fd: int) -> None:
         """A socket waits for nothing.  An idle connection is watched on: what it says is that it is of no more use."""
-        _, mask, _ = self.watched[fd]
-        with suppress(OSError):
-            if fd not in self.connections:
-                del self.watched[fd]
-                self.poller.unregister(fd)
-                return
-            if mask != READ:
-                self.poller.modify(fd, READ)
-        self.watched[fd] = (shard, READ, False)
+        mask = self.watched[fd][1]
+        if fd not in self.connections:
+            self.unwatch(fd)
+        elif mask == READ or self.modified(fd, READ):
+            self.watched[fd] = (shard, READ, False)
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+        with suppress(OSError):  # it is closed
+            self.poller.unregister(fd)
 
     def start(self) -> None:
         """Begin what waits to begin, on connections that nothing is known against."""
@@ -120,12 +137,12 @@ class Loop:
             if self.waiting:
                 self.start()
             for fd, events in happened:
-                if fd in self.watched:
+                if fd in self.watched and not self.closed:
                     mask = (events & READ and 1) | (events & WRITE and 2) | (events & ~(READ | WRITE) and 4)
                     self.act(self.watched[fd][0], fd, mask)
             now = time.monotonic()
             for shard in self.shards:
-                if shard.due <= now:
+                if shard.due <= now and not self.closed:
                     shard.due = math.inf
                     self.act(shard, pycurl.SOCKET_TIMEOUT, 0)
             if now >= self.soonest or now >= self.look:
@@ -162,23 +179,24 @@ class Loop:
             with suppress(BlockingIOError):
                 self.bells[0].recv(4_096)
             return True
-        if shard is not None and self.connections[fd] not in self.multiplexed:
-            shard.distrust(self.connections[fd])
-        self.watched.pop(fd, None)
-        with suppress(OSError):
-            self.poller.unregister(fd)
+        if shard is not None and self.connections[fd][0] not in self.multiplexed:
+            shard.distrust(self.connections[fd][0])
+        self.unwatch(fd)
         return True
 
     def act(self, shard: Shard, fd: int, mask: int) -> None:
         _, running = shard.multi.socket_action(fd, mask)
         if running < shard.running:
             _, good, failed = shard.multi.info_read()
-            for curl, code, words in [*((curl, 0, "") for curl in good), *failed]:
-                if not self.closed:
-                    self.finish(cast(Any, curl).exchange, code, words)
+            for curl in good:
+                self.finish(cast(Any, curl).exchange)
+            for curl, code, words in failed:
+                self.finish(cast(Any, curl).exchange, code, words)
 
-    def finish(self, exchange: Exchange, code: int, words: str, exc: Exception | None = None) -> None:
+    def finish(self, exchange: Exchange, code: int = 0, words: str = "", exc: Exception | None = None) -> None:
         """A transfer is over: by its end, by libcurl's ``code``, or because of ``exc``."""
+        if self.closed:
+            return
         response = exchange.outcome(code, words, exc)
         if exc is None and code == 0 and not exchange.trusted():
             self.part(exchange)
@@ -210,6 +228,8 @@ class Loop:
         """End what is out of time, or cancelled."""
         self.soonest = self.look = math.inf
         for exchange in tuple(self.active):
+            if exchange not in self.active:  # ended by what another one's ``done`` did
+                continue
             cancelled = exchange.request.get("cancelled")
             exc: Exception | None = None
             if cancelled is not None:

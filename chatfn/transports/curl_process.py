@@ -18,12 +18,23 @@ LOOPS: WeakSet[Any] = WeakSet()  # all that there are
 
 
 def forget_loops() -> None:
-    """Leave what a forked process has of its parent's alone, for good: to end it would say farewell on the connections
-    that the parent still uses."""
+    """Leave what a forked process has of its parent's alone, for good.
+
+    To end it would say farewell on connections that the parent uses, and wait for threads that only the parent has.
+    To keep its sockets would keep what the parent closes open, for the parent's ``epoll`` too.
+    """
+    if not LOOPS:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
     for loop in LOOPS:
         loop.forgotten = True
+        for fd, (_, inode) in loop.connections.items():
+            with suppress(OSError):
+                if os.fstat(fd).st_ino == inode:
+                    os.dup2(nowhere, fd, inheritable=False)
         for kept in (loop, *(shard.multi for shard in loop.shards)):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    os.close(nowhere)
 
 
 if hasattr(os, "register_at_fork"):

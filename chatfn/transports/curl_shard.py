@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pycurl
@@ -43,16 +42,7 @@ class Shard:
 
     def watch(self, what: int, fd: int, multi: Any, data: Any) -> None:
         """libcurl's word on what a socket waits for.  One that waits for nothing is kept for its next request."""
-        loop = self.loop
-        if what == pycurl.POLL_REMOVE:
-            if fd in loop.watched:
-                loop.rest(fd, self)
-            return
-        mask = MASKS[what]
-        if fd in loop.watched:
-            with suppress(OSError):  # it is another socket of that number
-                loop.poller.modify(fd, mask)
-                loop.watched[fd] = (self, mask, True)
-                return
-        loop.poller.register(fd, mask)
-        loop.watched[fd] = (self, mask, True)
+        if what != pycurl.POLL_REMOVE:
+            self.loop.watch(self, fd, MASKS[what])
+        elif fd in self.loop.watched:
+            self.loop.rest(self, fd)

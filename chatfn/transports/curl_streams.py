@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import suppress
+from typing import Any
 
 import pycurl
 
@@ -24,14 +25,15 @@ class Stream:
     """What has arrived of a stream, and is not read yet."""
 
     __slots__ = (
-        "ended", "error", "exchange", "head", "inflate", "loop", "notify", "paused", "pieces", "request", "resumed",
+        "arrival", "ended", "error", "exchange", "head", "inflate", "loop", "paused", "pieces", "request", "resumed",
         "size", "status",
     )  # fmt: skip
 
     def __init__(
-        self, loop: Loop, exchange: Exchange, notify: Callable[[], object] = bool, resumed: Callable[[], object] = bool
+        self, loop: Loop, exchange: Exchange, arrival: Any = None, resumed: Callable[[], object] = bool
     ) -> None:
-        self.loop, self.notify, self.resumed = loop, notify, resumed
+        self.loop, self.resumed = loop, resumed
+        self.arrival = arrival  # an ``asyncio.Event`` or None: set when something has arrived
         self.exchange: Exchange | None = exchange
         self.request, self.inflate = exchange.request, exchange.inflate
         self.status, self.head = exchange.status, exchange.head
@@ -48,11 +50,13 @@ class Stream:
         if self.size >= FULL and not self.paused and self.exchange is not None:
             self.paused = True
             self.exchange.curl.pause(pycurl.PAUSE_RECV)
-        self.notify()
+        if self.arrival is not None:
+            self.arrival.set()
 
     def end(self, error: Error | None) -> None:
         self.ended, self.error, self.exchange = True, error, None
-        self.notify()
+        if self.arrival is not None:
+            self.arrival.set()
 
     def take(self) -> bytes:
         """All that has arrived; the server may go on."""
@@ -141,8 +145,8 @@ def read(stream: Stream, leave: Callable[[], object]) -> Generator[bytes, float 
         raise ChatError(error)
 
 
-async def aread(stream: Stream, arrival: asyncio.Event) -> AsyncGenerator[bytes, float | None]:
-    """The same, awaited.  ``arrival`` is set when something has arrived."""
+async def aread(stream: Stream) -> AsyncGenerator[bytes, float | None]:
+    """The same, awaited."""
     clock = Clock(stream.request)
     error: Error | None = None
     try:
@@ -151,10 +155,10 @@ async def aread(stream: Stream, arrival: asyncio.Event) -> AsyncGenerator[bytes,
             silent_at = time.monotonic() + clock.silence
             left = clock.left(silent_at)
             while not stream.pieces and not stream.ended:
-                arrival.clear()
+                stream.arrival.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
-                        await arrival.wait()
+                        await stream.arrival.wait()
                 left = clock.left(silent_at)
             ended, data = stream.ended, stream.take()
             for piece in stream.inflate(data, ended and stream.error is None):
