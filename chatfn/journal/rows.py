@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from chatfn.fastjson import fast_loads
 from chatfn.journal import JournalError
 from chatfn.journal.files import damaged
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask_all, secrets_of
@@ -111,7 +112,7 @@ def answer_of(path: str, number: int, crc: int | None, text: str, attempts: int 
 
 def data_of(path: str, number: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return fast_loads(text) or json.loads(text)
     except (ValueError, TypeError) as exc:
         problem = damaged(path, f"call {number}: {exc}")
     raise JournalError(problem)
