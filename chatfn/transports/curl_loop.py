@@ -100,17 +100,9 @@ class Loop:
         return True
 
     def rest(self, shard: Shard, fd: int) -> None:
-        """A socket waits for nothing.  An idle connection is watched on: what it says is that it is of no more use."""
-        mask = self.watched[fd][1]
-        if fd not in self.connections:
-            self.unwatch(fd)
-        elif mask == READ or self.modified(fd, READ):
+        """A socket waits for nothing.  It is watched on: what an idle connection says is that it is of no more use."""
+        if self.watched[fd][1] == READ or self.modified(fd, READ):
             self.watched[fd] = (shard, READ, False)
-
-    def unwatch(self, fd: int) -> None:
-        self.watched.pop(fd, None)
-        with suppress(OSError):  # it is closed
-            self.poller.unregister(fd)
 
     def start(self) -> None:
         """Begin what waits to begin, on connections that nothing is known against."""
@@ -179,9 +171,12 @@ class Loop:
             with suppress(BlockingIOError):
                 self.bells[0].recv(4_096)
             return True
-        if shard is not None and self.connections[fd][0] not in self.multiplexed:
-            shard.distrust(self.connections[fd][0])
-        self.unwatch(fd)
+        origin, _ = self.connections.get(fd, ("", 0))
+        if shard is not None and origin and origin not in self.multiplexed:
+            shard.distrust(origin)
+        self.watched.pop(fd, None)
+        with suppress(OSError):  # it is closed
+            self.poller.unregister(fd)
         return True
 
     def act(self, shard: Shard, fd: int, mask: int) -> None:
