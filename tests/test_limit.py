@@ -564,7 +564,7 @@ def test_each_reservation_is_settled_once_and_nothing_is_below_zero(fixed, steps
         assert state.line.tokens == pytest.approx(sum(ticket.tokens for ticket in model.tickets), abs=1e-6)
         assert state.window.size >= 1
         assert state.guess.output >= 0
-        assert 0.5 <= state.charge <= 64
+        assert 0.75 <= state.charge <= 64
 
 
 def step(model, kind, which, remaining):
@@ -664,13 +664,14 @@ def test_a_bucket_and_a_window_are_told_apart():
     window = reported(None, None, Report(3000, 2900, 40.0), 10.0, 10.5, 5.0, 0.1, 1.0)
     assert (window.rate, window.level, window.reset) == (0.0, 2895.0, 50.1)
     seen = Seen(1, 10.0, 2900, 50.0, 1.0, 0)
-    assert kind_of(window, seen, 3000, 2950, 60.0, 50.5) == (60.5, 110.5)
+    assert kind_of(window, seen, 3000, 2950, 60.0, 50.5, 50.6) == (60.0, 110.0)
+    assert kind_of(window, seen, 3000, 2950, 30.0, 15.0, 21.0) == (60.0, 50.0)  # it had waited to be sent
     daily = Seen(1, 10.0, 14370, 190.0, 30.0, 0)  # 6 s for each of 14,400 a day
     old = reported(None, None, Report(14400, 14370, 180.0), 10.0, 10.0, 0.0, 0.1, 1.0)
-    assert kind_of(old, daily, 14400, 14360, 240.0, 11.0) == (86400.0, math.inf)
-    assert kind_of(None, None, 60, 10, None, 1.0) == (60.0, math.inf)
-    assert kind_of(window, seen, 3000, 2950, None, 20.0)[1] == window.reset
-    assert kind_of(window, seen, 3000, 3000, 60.0, 20.0) == (60.0, 80.0)
+    assert kind_of(old, daily, 14400, 14360, 240.0, 11.0, 11.0) == (86400.0, math.inf)
+    assert kind_of(None, None, 60, 10, None, 1.0, 1.0) == (60.0, math.inf)
+    assert kind_of(window, seen, 3000, 2950, None, 20.0, 20.0)[1] == window.reset
+    assert kind_of(window, seen, 3000, 3000, 60.0, 20.0, 20.0) == (60.0, 80.0)
 
 
 def test_reports_that_say_half_are_understood():

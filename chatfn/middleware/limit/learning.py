@@ -10,7 +10,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from chatfn.middleware.limit.headers import Report, report_of
-from chatfn.middleware.limit.meters import Meter, Seen, level_at, reported
+from chatfn.middleware.limit.meters import NEAR, Meter, Seen, level_at, reported
 from chatfn.middleware.limit.sizes import taught
 from chatfn.middleware.limit.state import Slot, State
 from chatfn.middleware.limit.window import answered, freed, opened, refused
@@ -19,7 +19,7 @@ MOST_SLACK = 1.0
 PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds after a refusal that names none
 APART = 4  # times the requests that two reports may have overtaken, that lie between them
 MEMORY = 100  # requests over which it is learned how the server counts tokens
-FEWEST, MOST = 0.5, 64.0  # tokens that the server may count for one of ours
+FEWEST, MOST = 0.75, 64.0  # tokens that the server may count for one of ours
 
 Changes = dict[str, Any]  # fields of the state, to be replaced at once
 
@@ -36,6 +36,8 @@ class Answer(NamedTuple):
 
 def settled(state: State, now: float, slot: Slot, answer: Answer) -> State:
     """The state after the end of a request."""
+    if slot.number > state.number:  # of a state that is no more
+        return state
     changes = news(state, now, slot, answer)
     if answer.error == "busy":
         state = refusal(state._replace(**changes), now, slot, answer)
@@ -54,11 +56,15 @@ def settled(state: State, now: float, slot: Slot, answer: Answer) -> State:
 
 def abandoned(state: State, slot: Slot) -> State:
     """The state after a request whose end nobody saw: it is counted as it was reserved."""
+    if slot.number > state.number:
+        return state
     return state._replace(**paid(state, {"window": freed(state.window)}, slot, slot.tokens))
 
 
 def heard(state: State, now: float, slot: Slot, answer: Answer) -> State:
     """The state after the headers of a response that goes on."""
+    if slot.number > state.number:
+        return state
     return state._replace(**news(state, now, slot, answer))
 
 
@@ -93,26 +99,35 @@ def news(state: State, now: float, slot: Slot, answer: Answer) -> Changes:
     if requests is None and tokens is None:
         return {}
     at = now if answer.error == "busy" else slot.at
-    changes: Changes = {"newest": slot.number, "doubt": slot.recent}
+    changes: Changes = {"newest": slot.number}
     if requests is not None:
         old, seen_before, after = state.requests, state.seen_requests, float(state.number - slot.number)
         changes["requests"] = reported(old, seen_before, requests, at, now, after, state.slack, state.burst)
-        changes["seen_requests"] = seen_of(slot, requests, slot.number, at)
+        changes["doubt"] = doubt_of(old, changes["requests"], now, float(slot.recent))
+        changes["seen_requests"] = seen_of(slot, requests, slot.number, at, changes["requests"], state.slack)
     if tokens is not None:
-        seen = seen_of(slot, tokens, slot.total, at)
-        charge = charges(state, changes, seen)
-        after = charge * (state.total - slot.total + (slot.reserved + slot.tokens if state.late else 0.0))
-        old = state.tokens
-        changes["tokens"] = reported(old, state.seen_tokens, tokens, at, now, after, state.slack, state.burst)
-        changes["seen_tokens"] = seen
+        after = state.charge * (state.total - slot.total + (slot.reserved + slot.tokens if state.late else 0.0))
+        meter = reported(state.tokens, state.seen_tokens, tokens, at, now, after, state.slack, state.burst)
+        seen = seen_of(slot, tokens, slot.total, at, meter, state.slack)
+        changes["doubt_tokens"] = slot.recent * state.charge * state.total / state.number
+        changes.update(charges(state, seen, meter), tokens=meter, seen_tokens=seen)
     if state.window.threshold == inf:
         changes["window"] = opened(state.window, rate_of(state, changes))
     return changes
 
 
-def seen_of(slot: Slot, report: Report, total: float, at: float) -> Seen:
+def doubt_of(old: Meter | None, new: Meter, now: float, recent: float) -> float:
+    """How much less than reported there may be: what was sent just before may have been overtaken.  In a window, where
+    nothing comes back before its end, that is not so of what we had counted ourselves."""
+    if old is None or new.rate > 0:
+        return recent
+    return min(recent, max(0.0, level_at(new, now) - level_at(old, now)))
+
+
+def seen_of(slot: Slot, report: Report, total: float, at: float, meter: Meter, slack: float) -> Seen:
     remaining = -1.0 if report.remaining is None else report.remaining
-    return Seen(slot.number, at, remaining, at + (report.reset or 0.0), total, slot.recent)
+    ends = at + (report.reset or 0.0) if meter.reset == inf else meter.reset - slack
+    return Seen(slot.number, at, remaining, ends, total, slot.recent)
 
 
 def rate_of(state: State, changes: Changes) -> float:
@@ -126,31 +141,31 @@ def rate_of(state: State, changes: Changes) -> float:
     return rate
 
 
-def charges(state: State, changes: Changes, seen: Seen) -> float:
-    """Tokens that the server counts for one of ours, as two of its reports teach.
+def charges(state: State, seen: Seen, meter: Meter) -> Changes:
+    """The changes by what two reports teach of the tokens that the server counts for one of ours.
 
     They must be far apart, measured by the requests that either may have overtaken, and of one window.
     """
-    base, meter, charge = state.base, state.tokens, state.charge
+    base = state.base
     if seen.remaining < 0 or state.late:  # a server that counts at the end counts what was used
-        return charge
-    if base is None or meter is None:
-        changes["base"] = seen
-        return charge
+        return {}
+    if base is None or 2 * seen.recent < base.recent:
+        return {"base": seen}
     full = meter.rate > 0 and seen.remaining >= 0.98 * meter.capacity
-    over = meter.rate == 0 and (seen.at >= meter.reset or base.at < meter.reset - meter.period)
-    if full or over or 2 * seen.recent < base.recent:
-        changes["base"] = seen
-        return charge
+    if full or (meter.rate == 0 and abs(seen.ends - base.ends) > NEAR):
+        return {"base": seen}
     rows = seen.number - base.number
     if rows < APART * (1 + seen.recent + base.recent):
-        return charge
+        return {}
     kept = max(0.0, 1 - rows / MEMORY)
     theirs = base.remaining - seen.remaining + meter.rate * max(0.0, seen.at - base.at)
     charged, counted = kept * state.charged + theirs, kept * state.counted + seen.total - base.total
-    charge = min(MOST, max(FEWEST, charged / counted))
-    changes.update(base=seen, charged=charged, counted=counted, charge=charge)
-    return charge
+    return {
+        "base": seen,
+        "charged": charged,
+        "counted": counted,
+        "charge": min(MOST, max(FEWEST, charged / counted)),
+    }
 
 
 def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
@@ -165,7 +180,12 @@ def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
     wait = answer.retry_after or 0.0
     if first and not explained and (blind or answer.retry_after is None):
         wait = max(wait, min(LONGEST_PAUSE, PAUSE * 2.0 ** min(20, window.streak - 1)))
-    state = state._replace(window=window, pause=max(state.pause, now + wait))
+    state = state._replace(
+        window=window,
+        pause=max(state.pause, now + wait),
+        requests=owing(state.requests, now, 1.0, wait) if low_requests else state.requests,
+        tokens=owing(state.tokens, now, need / 2, wait) if low_tokens else state.tokens,
+    )
     if not first:
         return state
     if blind:
@@ -188,6 +208,13 @@ def in_debt(meter: Meter | None, report: Report | None, retry_after: float | Non
     if meter is None or report is None or report.remaining:
         return False
     return meter.rate == 0 or retry_after is None or retry_after * meter.rate > need
+
+
+def owing(meter: Meter | None, now: float, need: float, wait: float) -> Meter | None:
+    """A bucket that has ``need`` after a ``wait``, so that there may be a debt, which a server does not report."""
+    if meter is None or meter.rate == 0:
+        return meter
+    return meter._replace(level=min(level_at(meter, now), need - meter.rate * wait), at=now)
 
 
 def emptied(meter: Meter | None, now: float) -> Meter | None:

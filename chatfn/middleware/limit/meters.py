@@ -118,7 +118,7 @@ def reported(
     limit = report.limit or max(1.0, remaining or 0.0, old.capacity if old else 0.0)
     if remaining is None:
         return limited(old, limit, now, after, burst)
-    period, ends = kind_of(old, seen, limit, remaining, report.reset, at)
+    period, ends = kind_of(old, seen, limit, remaining, report.reset, at, now)
     if ends < inf:
         if now >= ends:  # a report on a window that is over
             return Meter(limit, 0.0, limit, now, ends + slack, period) if old is None else old
@@ -137,30 +137,34 @@ def limited(old: Meter | None, limit: float, now: float, after: float, burst: fl
 
 
 def kind_of(
-    old: Meter | None, seen: Seen | None, limit: float, remaining: float, reset: float | None, at: float
+    old: Meter | None, seen: Seen | None, limit: float, remaining: float, reset: float | None, at: float, now: float
 ) -> tuple[float, float]:
     """The period of a limit in seconds, and the end of its window: infinity for a bucket.
 
-    >>> kind_of(None, None, 3000, 2999, 0.02, 100.0), kind_of(None, None, 3000, 2999, 40.0, 100.0)
+    The server counted between ``at`` and ``now``, for a request may have waited on its way to be sent.
+
+    >>> kind_of(None, None, 3000, 2999, 0.02, 100.0, 101.0), kind_of(None, None, 3000, 2999, 40.0, 100.0, 101.0)
     ((60.0, inf), (60.0, 140.0))
     """
     missing = max(0.0, limit - remaining)
     if reset is None:
         return (MINUTE, inf) if old is None else (old.period, inf if old.reset == inf else max(at, old.reset))
-    ends = at + reset
+    first, last = at + reset, now + reset
     if old is None or seen is None or old.reset == inf:
         period = MINUTE if old is None or old.reset < inf else old.period
         if near(reset, missing * period / limit):
             return period, inf
-        return next((period for period in PERIODS if reset <= period), reset), ends
-    if abs(ends - seen.ends) <= NEAR:
-        return old.period, max(ends, seen.ends)
-    if at >= seen.ends - NEAR:  # a new window
+        return next((period for period in PERIODS if reset <= period), reset), first
+    if first - NEAR <= seen.ends <= last + NEAR:
+        return old.period, min(max(seen.ends, first), last)
+    if now >= seen.ends - NEAR:  # a new window
+        ends = seen.ends + old.period
+        ends = ends if first - NEAR <= ends <= last + NEAR else first
         return max(NEAR, ends - seen.ends), ends
     before = max(0.0, limit - seen.remaining)
     if missing and before and near(reset, missing * (seen.ends - seen.at) / before):
         return max(NEAR / 10, reset * limit / missing), inf
-    return old.period, ends
+    return old.period, first
 
 
 def near(seconds: float, expected: float) -> bool:

@@ -15,6 +15,7 @@ from chatfn.middleware.limit.sizes import Guess, Size, tokens_of
 from chatfn.middleware.limit.window import Window, allowed, sent, wait_for
 
 SLACK = 0.1  # seconds by which a request may overtake another on its way
+BACK = 30.0  # seconds that no clock goes back
 SHORTEST = 0.002  # seconds of a wait
 EXACT = 0.5  # seconds: a shorter wait for a rate is slept at once, of a longer one three quarters
 LONGEST = 60.0  # seconds between two looks
@@ -70,7 +71,8 @@ class State(NamedTuple):
     charge: float = 1.0  # the one over the other
     late: bool = False  # whether the server counts tokens when a request ends
     slack: float = SLACK
-    doubt: int = 0  # requests that the last report may have overtaken
+    doubt: float = 0.0  # requests that the last report may have overtaken
+    doubt_tokens: float = 0.0
     mark: tuple[float, int, int] = (-inf, 0, 0)  # a time, the number sent by then, and that at the mark before
     burst: float = 1.0  # part of a bucket that may be sent in one go
     pause: float = -inf  # until when nothing is sent
@@ -93,6 +95,8 @@ def looked(state: State, now: float, ticket: Ticket | None, size: Size) -> State
     One goes when there is enough for all who stand before it, and for itself; so nobody is overtaken at their cost, and
     who looks first makes no difference.
     """
+    if now < state.time - BACK:  # on another clock, as of a simulator
+        state, ticket = state_of(state.fixed, now)._replace(guess=state.guess), None
     line = state.line
     if ticket is None:
         own, rows, tokens = tokens_of(state.guess, size), line.waiting, line.tokens
@@ -106,7 +110,8 @@ def looked(state: State, now: float, ticket: Ticket | None, size: Size) -> State
     if due <= now and places <= 0:
         return gone(state, now, own, size, line if ticket is None else without(line, ticket))
     until = next_look(state, now, due, places)
-    if due > now and state.doubt and turn(state._replace(doubt=0), now, rows, tokens, own) <= now:
+    doubtful = state.doubt or state.doubt_tokens
+    if due > now and doubtful and turn(state._replace(doubt=0.0, doubt_tokens=0.0), now, rows, tokens, own) <= now:
         until = min(until, now + state.window.latency)  # an answer will tell
     if ticket is None:
         ticket = ticket_of(line, own, size)
@@ -135,7 +140,7 @@ def turn(state: State, now: float, rows: int, tokens: float, own: float) -> floa
             due = max(due, ready_at(state.requests, now, rows, 1.0, state.doubt if flying else 0.0))
         if state.tokens is not None:
             charge = state.charge
-            margin = state.doubt * state.reserved / flying * charge if flying else 0.0
+            margin = state.doubt_tokens if flying else 0.0
             due = max(due, ready_at(state.tokens, now, tokens * charge, own * charge, margin))
     return due
 
@@ -177,4 +182,6 @@ def gone(state: State, now: float, tokens: float, size: Size, line: Line) -> Sta
 
 def left(state: State, ticket: Ticket) -> State:
     """The state after one who waited has gone away."""
+    if not state.line.head <= ticket.number < state.line.next:  # of a state that is no more
+        return state
     return state._replace(line=without(state.line, ticket), answer=None)
