@@ -24,11 +24,11 @@ def head_of(text: bytes) -> tuple[int, dict[str, str]]:
     first = STATUS.match(text)
     if first is None or first[1] == b"101":  # nobody asked for another protocol
         raise http.client.HTTPException("its status is none that was asked for")
-    found: dict[str, str] = {}
-    for line in text.decode("latin-1").split("\n")[1:-2]:
-        name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip()
-        found[name] = f"{found[name]}, {value}" if name in found else value
+    fields = [line.partition(":") for line in text.decode("latin-1").split("\n")[1:-2]]
+    found = {name.lower(): value.strip() for name, _, value in fields}
+    if len(found) < len(fields):  # some came more than once
+        for known in found:
+            found[known] = ", ".join([value.strip() for name, _, value in fields if name.lower() == known])
     return int(first[1]), found
 
 
