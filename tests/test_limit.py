@@ -692,6 +692,32 @@ def test_a_burst_that_a_server_does_not_like_is_not_repeated():
     assert state.pause == 1.5
 
 
+def test_a_state_of_another_clock_is_no_more():
+    """A simulator's clock begins at 0, whatever was known before."""
+    state = looked(state_of(Fixed(rpm=60.0), 0.0), 5_000.0, None, SIZE)
+    old = state.answer
+    state = looked(state, 5_000.0, None, SIZE)
+    waiting = state.answer.ticket
+    state = looked(state, 1.0, None, SIZE)
+    assert (type(state.answer), state.number, state.line.waiting) == (Slot, 1, 0)
+    assert left(state, waiting) == state
+    late = old._replace(number=7)
+    assert settled(state, 1.0, late, Answer(None, None, HEADERS, 1, 1)) == state
+    assert heard(state, 1.0, late, Answer(None, None, HEADERS, 1, 1)) == state
+    assert abandoned(state, late) == state
+
+
+def test_reports_that_come_thick_are_not_all_read():
+    state = state_of(Fixed(), 0.0)
+    slots = []
+    for _ in range(2):
+        state = looked(state, 0.0, None, SIZE)
+        slots.append(state.answer)
+    state = settled(state, 1.0, slots[0], Answer(None, None, HEADERS, 1, 1))
+    state = settled(state, 1.001, slots[1], Answer(None, None, {**HEADERS, "x-ratelimit-limit-requests": "9"}, 1, 1))
+    assert (state.requests.capacity, state.newest, state.window.flying) == (60, 1, 0)
+
+
 @given(st.lists(st.integers(1, 1000), min_size=300, max_size=300))
 @settings(deadline=None, max_examples=20)
 def test_the_guess_learns_its_own_error(written):
@@ -708,7 +734,7 @@ def test_sizes_of_bodies():
     assert weight([None, 1, True]) == 8
     body = {"messages": [{"content": parts, "tool_calls": ["ab"]}, {"content": "é"}, "odd"], "tools": ["abc"], "n": 3}
     assert size_of(body) == Size((4015 + 2 + 2 + 3 + 3) / 4 + 12, math.inf, 3)
-    assert size_of(b"12345678") == Size(0.0 if weight(b"") == 0 else 1.0, math.inf, 1)
+    assert size_of(["12345678"]) == Size(2.0, math.inf, 1)
     assert tokens_of(Guess(output=900.0), Size(10.0, 20, 1)) == 30
 
 

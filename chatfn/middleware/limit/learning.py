@@ -17,6 +17,7 @@ from chatfn.middleware.limit.window import answered, freed, opened, refused
 
 MOST_SLACK = 1.0
 PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds after a refusal that names none
+OFTEN = 0.005  # seconds between two reports that are read
 APART = 4  # times the requests that two reports may have overtaken, that lie between them
 MEMORY = 100  # requests over which it is learned how the server counts tokens
 FEWEST, MOST = 0.75, 64.0  # tokens that the server may count for one of ours
@@ -93,13 +94,13 @@ def news(state: State, now: float, slot: Slot, answer: Answer) -> Changes:
     Reports are counts at the time when a request came to the server.  The one on the newest request counts, less what
     was sent after it.
     """
-    if slot.number <= state.newest or not answer.headers:
+    if slot.number <= state.newest or not answer.headers or (answer.error is None and now < state.heard + OFTEN):
         return {}
     requests, tokens = report_of(answer.headers, "requests"), report_of(answer.headers, "tokens")
     if requests is None and tokens is None:
         return {}
     at = now if answer.error == "busy" else slot.at
-    changes: Changes = {"newest": slot.number}
+    changes: Changes = {"newest": slot.number, "heard": now}
     if requests is not None:
         old, seen_before, after = state.requests, state.seen_requests, float(state.number - slot.number)
         changes["requests"] = reported(old, seen_before, requests, at, now, after, state.slack, state.burst)

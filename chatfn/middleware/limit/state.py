@@ -7,7 +7,7 @@ a request moves the state in ``learning``.
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chatfn.middleware.limit.line import Line, Ticket, ahead_of, joined, ticket_of, without
 from chatfn.middleware.limit.meters import Meter, Seen, fixed_requests, fixed_tokens, ready_at, spent
@@ -51,41 +51,46 @@ class Wait(NamedTuple):
 
 
 class State(NamedTuple):
-    fixed: Fixed
+    # what every send moves, first, so that the rest can be taken over as one slice
     own_requests: Meter | None  # the meters of the fixed limits
     own_tokens: Meter | None
     requests: Meter | None = None  # the server's, learned
     tokens: Meter | None = None
+    line: Line = Line()
+    window: Window = Window()
+    number: int = 0  # of the request sent last
+    mark: tuple[float, int, int] = (-inf, 0, 0)  # a time, the number sent by then, and that at the mark before
+    total: float = 0.0  # tokens of all requests sent
+    reserved: float = 0.0  # of what is in flight
+    time: float = -inf  # of the last look
+    answer: Slot | Wait | None = None  # to that look
+    fixed: Fixed = Fixed()
     newest: int = 0  # request that headers were heard of
+    heard: float = -inf  # when
     seen_requests: Seen | None = None
     seen_tokens: Seen | None = None
     base: Seen | None = None  # an older one, to compare with
-    line: Line = Line()
-    window: Window = Window()
     guess: Guess = Guess()
-    number: int = 0  # of the request sent last
-    total: float = 0.0  # their tokens
-    reserved: float = 0.0  # of what is in flight
     charged: float = 2_000.0  # sums of tokens as the server counts them, and as we do; the first are there
     counted: float = 2_000.0  # to be outweighed
-    charge: float = 1.0  # the one over the other
+    charge: float = 1.0  # tokens that the server counts for one of ours: the one over the other
     late: bool = False  # whether the server counts tokens when a request ends
     slack: float = SLACK
     doubt: float = 0.0  # requests that the last report may have overtaken
     doubt_tokens: float = 0.0
-    mark: tuple[float, int, int] = (-inf, 0, 0)  # a time, the number sent by then, and that at the mark before
     burst: float = 1.0  # part of a bucket that may be sent in one go
     pause: float = -inf  # until when nothing is sent
-    time: float = -inf  # of the last look
-    answer: Slot | Wait | None = None  # to that look
+
+
+MOVED = State._fields.index("fixed")
 
 
 def state_of(fixed: Fixed, now: float) -> State:
     rpm, tpm = fixed.rpm, fixed.tpm
     return State(
-        fixed,
         None if rpm is None else fixed_requests(rpm, now),
         None if tpm is None else fixed_tokens(tpm, 0.0, now),
+        fixed=fixed,
     )
 
 
@@ -164,19 +169,21 @@ def gone(state: State, now: float, tokens: float, size: Size, line: Line) -> Sta
     if now > mark[0] + state.slack:
         mark = (now, state.number, mark[1] if now <= mark[0] + 2 * state.slack else state.number)
     slot = Slot(number, now, tokens, size, total, window.flying, state.reserved, state.number - mark[2])
-    return state._replace(
-        own_requests=None if own_requests is None else spent(own_requests, now, 1.0),
-        own_tokens=None if own_tokens is None else spent(own_tokens, now, tokens),
-        requests=None if requests is None else spent(requests, now, 1.0),
-        tokens=None if metered is None else spent(metered, now, tokens * state.charge),
-        line=line,
-        window=sent(window, now),
-        number=number,
-        mark=mark,
-        total=total,
-        reserved=state.reserved + tokens,
-        time=max(now, state.time),
-        answer=slot,
+    rest: tuple[Any, ...] = state[MOVED:]
+    return State(
+        None if own_requests is None else spent(own_requests, now, 1.0),
+        None if own_tokens is None else spent(own_tokens, now, tokens),
+        None if requests is None else spent(requests, now, 1.0),
+        None if metered is None else spent(metered, now, tokens * state.charge),
+        line,
+        sent(window, now),
+        number,
+        mark,
+        total,
+        state.reserved + tokens,
+        max(now, state.time),
+        slot,
+        *rest,
     )
 
 
