@@ -6,13 +6,14 @@ import asyncio
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -354,6 +355,112 @@ def test_too_many_open_files_are_named() -> None:
             sent, _, words = run.stdout.strip().partition(" ")
             assert (sent == "100") == (limits[1] > 60), run
             assert ("too many open files" in words) == (limits[1] == 60)
+
+
+# HTTP/2
+
+HEADERS, DATA, RST_STREAM, SETTINGS = 1, 0, 3, 4
+ALL, ACK = 1, 1
+
+
+def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big") + payload
+
+
+def head(number: int, **fields: str) -> bytes:
+    """A frame with the status 200 and some more headers, all of them without compression (RFC 7541)."""
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
+    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
+    return frame(HEADERS, 4, number, b"\x88" + block)
+
+
+def frames(connection: Any) -> Iterator[tuple[int, int, int]]:
+    """Kind, flags and stream of each frame that arrives."""
+    with connection.makefile("rb") as file:
+        assert file.read(24) in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"")
+        while len(start := file.read(9)) == 9:
+            file.read(int.from_bytes(start[:3], "big"))
+            yield start[3], start[4], int.from_bytes(start[5:], "big")
+
+
+@contextmanager
+def http_2(size: int, answer_to: Callable[[int], bytes]) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers by ``answer_to`` (a stream's number) when so many streams have come on one connection.
+    Its URL, and how many streams each connection had."""
+    counts: list[int] = []
+
+    def serve(connection: Any, index: int) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(frame(SETTINGS, 0, 0))
+            waiting: list[int] = []
+            for kind, flags, number in frames(connection):
+                if kind == SETTINGS and not flags & ACK:
+                    connection.sendall(frame(SETTINGS, ACK, 0))
+                if kind in (HEADERS, DATA) and flags & ALL:
+                    counts[index] += 1
+                    waiting.append(number)
+                if len(waiting) == size:
+                    connection.sendall(b"".join(map(answer_to, waiting)))
+                    waiting.clear()
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                counts.append(0)
+                threading.Thread(target=serve, args=(connection, len(counts) - 1), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", counts
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def second() -> Iterator[Driver]:
+    """A driver that speaks HTTP/2 at once."""
+    made = driver("2-prior-knowledge")
+    yield made
+    made.close()
+
+
+def test_requests_of_http_2_share_a_connection(second: Driver) -> None:
+    def answer_to(number: int) -> bytes:
+        body = f"n{number}".encode()
+        return head(number, content_type="text/plain") + frame(DATA, 0, number, body) + frame(DATA, ALL, number, b"!")
+
+    with http_2(20, answer_to) as (url, counts):
+        for turn in range(2):
+            found = carried(second, *[request_to(url)] * 20)
+            assert {response["body"] for response in found} == {b"n%d!" % (40 * turn + 2 * n + 1) for n in range(20)}
+            assert found[0]["headers"] == {"content-type": "text/plain"}
+            time.sleep(0.05)
+    assert counts == [40]
+
+
+def test_a_stream_of_http_2_is_given_whole(second: Driver) -> None:
+    events = event(delta("a", "stop")) + event(b"[DONE]")
+    with http_2(1, lambda n: head(n, content_type="text/event-stream") + frame(DATA, ALL, n, events)) as (url, _):
+        (response,) = carried(second, request_to(url, STREAM))
+    assert b"".join(response["body"]) == events
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda n: head(n) + frame(DATA, 0, n, b"{}") + frame(RST_STREAM, 0, n, b"\0\0\0\2"),
+        lambda n: head(n, content_length="9") + frame(DATA, ALL, n, b"{}"),
+        lambda n: head(n) + frame(DATA, 0, n, b"{}") + b"\xff" * 99,
+        lambda n: frame(RST_STREAM, 0, n, b"\0\0\0\7"),
+    ],
+    ids=["reset", "too short", "no frame", "refused"],
+)
+def test_what_breaks_in_http_2_is_an_error_that_may_be_tried_again(second: Driver, broken: Any) -> None:
+    with http_2(1, broken) as (url, counts):
+        (response,) = carried(second, request_to(url, request={"timeout": 2}))
+        assert response["error"]["category"] in ("interrupted", "unavailable")
+        assert sum(counts) == 1
 
 
 # Settings

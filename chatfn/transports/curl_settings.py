@@ -70,7 +70,7 @@ def new_handle(way: Way, http: str) -> Any:
         (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
         (pycurl.PATH_AS_IS, 1),
         (pycurl.HTTP_VERSION, HTTP[http]),
-        (pycurl.PIPEWAIT, int(way.secure and http == "2")),
+        (pycurl.PIPEWAIT, int(http == "2-prior-knowledge" or (way.secure and http == "2"))),
         (pycurl.USERAGENT, ""),
         (pycurl.TCP_KEEPALIVE, 1),
         (pycurl.CONNECTTIMEOUT, 1_000_000),
