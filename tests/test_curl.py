@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from http.client import HTTPException
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from chatfn import ChatError, acreate_chat_completion, build_request, create_cha
 from chatfn.core import encode
 from chatfn.transports import Driver, transport_of
 from chatfn.transports.curl import curl, driver
+from chatfn.transports.curl_heads import check_framing, head_of
 from chatfn.transports.curl_loop import Loop
 from chatfn.transports.curl_poller import READ, WRITE, Selected
 
@@ -151,6 +153,29 @@ def test_a_request_that_cannot_be_sent_is_an_exception_of_its_own(carrier: Drive
         first, second = carried(carrier, unread, request)
     assert isinstance(first, ValueError)
     assert second["status"] == 200
+
+
+def test_a_request_without_its_credential_is_an_exception_and_its_handle_goes_on(carrier: Driver) -> None:
+    with raw_server([good("a")]) as server:
+        request = request_to(server.url)
+        lacking = encode(build_request(PARAMS, {"api_endpoint": server.url}))
+        first, second, third = carried(carrier, lacking, request, lacking)
+        assert (type(first), second["status"], type(third)) == (ValueError, 200, ValueError)
+
+
+def test_each_request_has_its_own_method_headers_and_url(carrier: Driver) -> None:
+    """Though they are sent with one handle, on one connection."""
+    with raw_server([good("a")]) as server:
+        request = request_to(server.url)
+        other = {**request, "method": "PUT", "headers": {"x-a": "b"}, "url": server.url + "/other", "body": b"1"}
+        for each in (request, other, request):
+            assert carried(carrier, each)[0]["status"] == 200
+    assert [(r["method"], r["path"], "x-a" in r["headers"]) for r in server.requests] == [
+        ("POST", "/v1/chat/completions", False),
+        ("PUT", "/v1/other", True),
+        ("POST", "/v1/chat/completions", False),
+    ]
+    assert len(server.connections) == 1
 
 
 def test_a_function_that_blocks_is_called_elsewhere_and_done_in_wait(carrier: Driver) -> None:
@@ -313,6 +338,15 @@ def test_a_slow_reader_does_not_hold_up_other_calls_of_its_event_loop() -> None:
         assert soon(lambda: not server.open)
 
 
+def test_awaited_calls_need_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(url: str) -> list[Any]:
+        return await asyncio.gather(*(acreate_chat_completion(PARAMS, options_of(url)) for _ in range(20)))
+
+    monkeypatch.setattr("chatfn.transports.threads.executor", None)
+    with raw_server([good("a")]) as server:
+        assert {found["id"] for found in asyncio.run(main(server.url))} == {"a"}
+
+
 def test_an_event_loop_that_watches_no_descriptors_calls_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise NotImplementedError
@@ -461,6 +495,36 @@ def test_what_breaks_in_http_2_is_an_error_that_may_be_tried_again(second: Drive
         (response,) = carried(second, request_to(url, request={"timeout": 2}))
         assert response["error"]["category"] in ("interrupted", "unavailable")
         assert sum(counts) == 1
+
+
+# Heads
+
+
+def test_a_header_that_comes_more_than_once_is_one() -> None:
+    text = b"HTTP/1.1 201 Made\r\nA: 1\r\nX-Empty:\r\na:2 \r\nB: x: y\r\n\r\n"
+    assert head_of(text) == (201, {"a": "1, 2", "x-empty": "", "b": "x: y"})
+
+
+@pytest.mark.parametrize("text", [b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\r\n"])
+def test_a_head_that_is_no_answers_is_refused(text: bytes) -> None:
+    with pytest.raises(HTTPException):
+        head_of(text)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"transfer-encoding": "gzip, chunked"},
+        {"content-length": "1, 2"},
+        {"content-length": "-1"},
+        {"content-length": ""},
+    ],
+)
+def test_a_body_without_a_plain_end_is_refused(head: dict[str, str]) -> None:
+    with pytest.raises(HTTPException):
+        check_framing(head)
+    check_framing({"content-length": "3, 3"})
+    check_framing({"transfer-encoding": "Chunked"})
 
 
 # Settings
