@@ -91,9 +91,18 @@ def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:
     return compose(*layers_of(options))(transport)
 
 
+def names_of(items: Any) -> list[str | None]:
+    """The names of middleware, None for a function.
+
+    >>> names_of(["retry", ["limit", {}], print])
+    ['retry', 'limit', None]
+    """
+    return [None if callable(item) else named(item, "middleware")[0] for item in items]
+
+
 def check_order(items: Any) -> None:
     """Raise for layers that would undo each other."""
-    names = [None if callable(item) else named(item, "middleware")[0] for item in items]
+    names = names_of(items)
     for only, why in ALONE:
         if sum(name in only for name in names) > 1:
             raise ValueError(f"{why}; name one, once, in the option 'middleware'")

@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -376,7 +378,7 @@ def harmed(half_done: Path, folder: Path, name: str, harm: Callable[[bytes, rand
 
 
 @pytest.mark.parametrize("harm", HARMS)
-@pytest.mark.parametrize("name", ["run.db-wal", "run.db-shm", "run.db-lock"])
+@pytest.mark.parametrize("name", ["run.db", "run.db-wal", "run.db-shm", "run.db-lock"])
 def test_a_harmed_file_is_refused_or_mended_and_never_gives_a_wrong_answer(
     half_done: Path, tmp_path: Path, name: str, harm: Callable[[bytes, random.Random], bytes]
 ) -> None:
@@ -388,3 +390,24 @@ def test_a_harmed_file_is_refused_or_mended_and_never_gives_a_wrong_answer(
     assert set(ends) <= {"refused", "whole"}, ends
     if name in ("run.db-shm", "run.db-lock") or (name == "run.db-wal" and harm in (cut, cut_tail, zeroed_tail)):
         assert ends["whole"] == TRIALS, "of these files nothing is needed that the others have not"
+
+
+def test_an_index_that_points_elsewhere_gives_no_answer_of_another_row(half_done: Path, tmp_path: Path) -> None:
+    """The number of a row that stands behind a key in the index, by which answers are found, is that of another."""
+    folder = tmp_path / "whole"
+    shutil.copytree(half_done, folder)
+    with closing(sqlite3.connect(folder / "run.db")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'claimed'").fetchone()[0]
+        size = db.execute("PRAGMA page_size").fetchone()[0]
+    data = (folder / "run.db").read_bytes()
+    first, last = (page - 1) * size, page * size
+    dice = random.Random(SEED)
+    keys = [request_key(build_request(params_of(n), ENDPOINT)).encode() for n in range(FEW)]
+    places = [place + 64 for key in keys if (place := data.find(key, first, last)) >= 0]
+    for number, place in enumerate(dice.sample(places, 10)):
+        case = tmp_path / str(number)
+        case.mkdir()
+        wrong = data[:place] + bytes([data[place] ^ dice.choice((1, 2, 3))]) + data[place + 1 :]
+        (case / "run.db").write_bytes(wrong)
+        check_harmed(case)

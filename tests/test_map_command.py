@@ -336,6 +336,27 @@ def test_an_extra_that_lacks_is_named(tmp_path: Path, capfd: Any, monkeypatch: p
         assert (status, noted) == (1, f"chatfn: this needs the package {package}: pip install 'chatfn[{extra}]'\n")
 
 
+@pytest.mark.parametrize("harm", ['{"m": 1}', '{"n": 1', "[1]", '{"n": NaN}', "{}, {}", '{"n": "\\ud800"}x'])
+@pytest.mark.parametrize("prompt", ["say {n}", "{n}"])
+def test_a_bad_line_is_named_wherever_it_is(
+    tmp_path: Path, capfd: Any, monkeypatch: Any, harm: str, prompt: str
+) -> None:
+    """Lines are parsed many at once, and one by one where one may be bad."""
+    monkeypatch.setattr("chatfn.cli.table.BLOCK_BYTES", 50)
+    source, out = numbered(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    lines = source.read_text().splitlines()
+    args = [source, out, "--prompt", prompt, *ECHO]
+    for place in (0, 1, 17, 39):
+        source.write_text("\n".join([*lines[:place], harm, "", *lines[place + 1 :]]))
+        status, _, noted = run_map(capfd, *args)
+        assert (status, out.exists()) == (1, False)
+        assert f"line {place + 1}: " in noted
+        assert "1 bad line" in noted
+    source.write_text("\n\n".join(lines))
+    assert run_map(capfd, *args)[0] == 0
+    assert [row["n"] for row in rows_in(out)] == list(range(40))
+
+
 def test_bad_lines_stop_the_run_before_anything_is_sent(tmp_path: Path) -> None:
     source, out, bad = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "bad.jsonl"
     source.write_text('{"n": 1}\n{"m": 1}\n{\n{"n": 2}\n')
@@ -627,8 +648,9 @@ def until_it_handles(found: Any, number: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_signal_waits_for_no_row_that_sleeps_and_none_keeps_its_error(tmp_path: Path) -> None:
-    rows = 60
+@pytest.mark.parametrize("rows", [8, 60])
+def test_a_signal_waits_for_no_row_that_sleeps_and_none_keeps_its_error(tmp_path: Path, rows: int) -> None:
+    """Rows that wait for their retry, all rows of the map being on their way, or not."""
     source, out = numbered(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     args = [source, out, "--prompt", "{n}", "--concurrency", "4"]
     patient = threading.Event()
@@ -654,6 +676,16 @@ def test_a_signal_waits_for_no_row_that_sleeps_and_none_keeps_its_error(tmp_path
             str(n): 1 for n in range(rows) if n % 4 != 1
         }
     assert rows_in(out) == [{"n": n, "answer": f"re {n}"} for n in range(rows)]
+
+
+def test_rows_that_a_spent_budget_stopped_are_sent_once_it_is_raised(tmp_path: Path, capfd: Any) -> None:
+    source, out, prices = numbered(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl", tmp_path / "prices.json"
+    prices.write_text('{"m": {"input": 1000, "output": 1000}}')
+    args = [source, out, "--prompt", "{n}", "--model", "m", "--param", "max_completion_tokens=5", *ECHO]
+    priced = [*args, "--prices", prices, "--budget"]
+    assert (run_map(capfd, *priced, "0.1")[0], out.exists()) == (1, False)
+    assert run_map(capfd, *priced, "100")[0] == 0
+    assert rows_in(out) == [{"n": n, "answer": str(n)} for n in range(20)]
 
 
 def test_a_kill_costs_no_more_than_what_was_in_flight(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from chatfn.cli.output import whole_file
 from chatfn.cli.progress import Tally, counted, progress, summary_text
 from chatfn.cli.rows import Job, as_they_come, checked, prepared, sources, table_columns
 from chatfn.cli.shown import note
-from chatfn.cli.stopping import Halted, Stop, gate, stoppable, until
+from chatfn.cli.stopping import Halted, Stop, stoppable, until
 from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table, read_table
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import Write, row_writer
@@ -138,11 +138,7 @@ def flushed(write: Write, file: IO[bytes]) -> Write:
 def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: Atom[Tally]) -> None:
     """Send the rows and write their answers.  After a signal, or if one can't be written, nothing more is sent; what is
     in flight is waited for, since it is paid for."""
-    failures: list[Exception] = []
-
-    def stopped() -> bool:
-        return bool(stop.signals or failures)
-
+    failure: Exception | None = None
     journal = (
         []
         if job.journal is None
@@ -151,18 +147,19 @@ def answer_rows(job: Job, stop: Stop, rows: Iterator[Row], write: Write, tally: 
     prices = {} if job.prices is None else {"prices": job.prices}
     cost = [["cost", prices]] if prices or has_library() else []
     budget = [] if job.budget is None else [["budget", {"usd": job.budget, **prices}]]
-    options = sealed({**job.options, "middleware": [*cost, *journal, gate(stopped), *STACK, *budget]})
+    options = sealed({**job.options, "middleware": [*cost, *journal, *STACK, *budget]})
     found = running(rows, resolved(options), job.concurrency, ordered=True, params_of=None)
     stop.ends.append(found.wind_down)
     if stop.signals:
         found.wind_down()
     for row in found.rows:
-        if not failures:
+        if failure is None:
             try:
                 write(written_row(row, job.full, job.parse))
                 tally.swap(counted, row)
             except (OSError, ValueError) as exc:
-                failures.append(exc)
+                failure = exc
+                stop.ends.clear()  # a signal's handler would wait for what it interrupts
                 found.wind_down()
-    if failures:
-        raise failures[0]
+    if failure is not None:
+        raise failure

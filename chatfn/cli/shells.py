@@ -15,7 +15,7 @@ import click
 from chatfn.cli.journal import show_journal
 from chatfn.cli.map import STANDARD_OUTPUT, journal_of, run_map
 from chatfn.cli.rows import Job
-from chatfn.cli.template import params_maker, response_format_of, template_of
+from chatfn.cli.template import needs_of, params_maker, response_format_of, template_of
 from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, options_of, params_of
 from chatfn.impls import IMPLS
 from chatfn.prices import lookup_of
@@ -158,6 +158,7 @@ def map_command(
             params_maker(asked, said, params, partial(default_model, where["impl"])),
             options_of(where),
             templates=tuple(template for template in (asked, said) if template is not None),
+            needs=needs_of(asked, said),
             journal=journal or journal_of(target),
             retry_errors=retry_errors,
             parse=schema is not None,

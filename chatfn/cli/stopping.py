@@ -14,10 +14,6 @@ from itertools import takewhile
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from chatfn.errors import RETRYABLE
-from chatfn.middleware import Flow, WoundDown, middleware
-from chatfn.spec import Request, Response
-
 T = TypeVar("T")
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -79,17 +75,3 @@ def until_at_once(stop: Stop, items: Iterator[T]) -> Iterator[T]:
         finally:
             stop.reading.clear()
         yield item
-
-
-class Unanswered(Exception):
-    """Raised for a row whose call ended with its map, and not by an answer."""
-
-
-@middleware
-def gate(request: Request, stopped: Callable[[], object]) -> Flow:
-    """Inside a journal, which is to keep no error of a call that would have been sent again, had its map not ended."""
-    with suppress(WoundDown):
-        response: Response = yield request
-        if not stopped() or "error" not in response or response["error"]["category"] not in RETRYABLE:
-            return response
-    raise Unanswered("not answered, for the map was ended")

@@ -54,6 +54,17 @@ def columns_of(template: Template) -> list[str]:
     return [part.name for part in template if isinstance(part, Column)]
 
 
+def needs_of(prompt: Template | None, system: Template | None) -> frozenset[str] | None:
+    """The columns that make a row good, if it needs nothing else; None if its values are to be looked at too.
+
+    >>> sorted(needs_of(template_of("{n} x {what}"), None)), needs_of(template_of("{what}"), None)
+    (['n', 'what'], None)
+    """
+    if prompt is None or not any(isinstance(part, str) and part.strip() for part in prompt):
+        return None
+    return frozenset([*columns_of(prompt), *columns_of(system or ())])
+
+
 def check_columns(template: Template, known: Mapping[str, Any]) -> None:
     """Raise if a template names a column that a table does not have."""
     for name in columns_of(template):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 APPLICATION = 0x6368666E  # "chfn", of PRAGMA application_id
 VERSION = 1  # of PRAGMA user_version; the form of keys is part of it
+DISAGREE = "its index and its rows disagree"
 PATIENCE = 60.0  # seconds to wait for another process that writes
 CACHE_KIB = 8_192
 CHECKPOINT_PAGES = 4_000  # of the write-ahead log: fewer, and a page that is written often is copied often
@@ -178,7 +179,10 @@ def size_of(path: str) -> int:
 
 def is_damage(exc: sqlite3.Error) -> bool:
     """Whether an error says that the file is not what SQLite wrote.  Text that is not UTF-8 has no code of its own."""
-    return code_of(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "decode to UTF-8" in str(exc)
+    words = str(exc)
+    if words == DISAGREE or "decode to UTF-8" in words:
+        return True
+    return code_of(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def code_of(exc: sqlite3.Error) -> int:

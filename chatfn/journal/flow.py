@@ -93,7 +93,8 @@ def kept(store: Store, claim: Claim, response: Response, body: Any) -> None:
 
 
 def outcome_of(response: Response, body: Any) -> Outcome:
-    attempts, usage = None if "stop" in response else response.get("attempts", 1), response.get("usage")
+    early = "stop" in response or "unfinished" in response  # what has no attempts here is sent again
+    attempts, usage = None if early else response.get("attempts", 1), response.get("usage")
     if "error" in response:
         return error_outcome("failed", response["error"], attempts, usage)
     return answer_outcome(body, response["status"], attempts, usage or body.get("usage"))

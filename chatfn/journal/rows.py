@@ -18,9 +18,14 @@ from chatfn.secret import SHORTEST_IN_ANSWERS, mask_all, secrets_of
 from chatfn.spec import Error, Json, Request
 
 AT_ONCE = 64  # calls in a statement at most: in one statement, for each hands the interpreter to other threads
-FIND = "SELECT key, id, state, run, attempts, crc, response FROM calls WHERE live = 1 AND key IN ({marks})"
-FIND_ERROR = (  # of those that were sent at all
-    "SELECT id, error, attempts FROM calls WHERE key = ? AND state = 'failed' AND attempts > 0 ORDER BY id DESC LIMIT 1"
+# The key is that of the row itself, not of the index that it was found by: one that is damaged may name another's.
+FIND = (
+    "SELECT key, id, state, run, attempts, crc, response FROM calls"
+    " WHERE id IN (SELECT id FROM calls WHERE live = 1 AND key IN ({marks}))"
+)
+FIND_ERROR = (  # of those that were sent, and would not have been sent again
+    "SELECT key, id, error, attempts FROM calls WHERE id = (SELECT id FROM calls"
+    " WHERE key = ? AND state = 'failed' AND attempts > 0 ORDER BY id DESC LIMIT 1)"
 )
 CLAIM = (
     "INSERT INTO calls (key, state, live, run, sent, model, url, request)"

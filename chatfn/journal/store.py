@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from toolz import groupby, partition_all
 
 from chatfn.journal import JournalError, locks
-from chatfn.journal.files import connect, damaged, is_damage
+from chatfn.journal.files import DISAGREE, connect, damaged, is_damage
 from chatfn.journal.rows import (
     AT_ONCE,
     CLAIM,
@@ -41,6 +41,7 @@ from chatfn.journal.rows import (
 )
 from chatfn.spec import Request
 
+TRIES = 100  # to claim calls: others may be quicker now and then, but not again and again
 COUNTED = 1_000  # answers from the file between two notes of their number
 
 
@@ -163,14 +164,17 @@ class Store:
         if self.unkept:
             self.keep_at_last(db)
         found: dict[str, Any] = {}
-        while True:
-            for key, *row in run_with(db, FIND, [(one.key,) for one in asked]).fetchall():
+        for _ in range(TRIES):
+            rows = run_with(db, FIND, [(one.key,) for one in asked]).fetchall()
+            check_keys([row[0] for row in rows], asked)
+            for key, *row in rows:
                 found[key] = self.seen(db, *row)
             missing = [one for one in asked if found.get(one.key) is None]
             for one in missing:
                 old = db.execute(FIND_ERROR, (one.key,)).fetchone() if one.keep_errors else None
                 if old is not None:
-                    found[one.key] = (old[0], None, None, old[1], old[2])
+                    check_keys([old[0]], [one])
+                    found[one.key] = (old[1], None, None, old[2], old[3])
             asked = [one for one in missing if found.get(one.key) is None]
             if not asked:
                 return found
@@ -179,6 +183,7 @@ class Store:
             asked = [one for one in asked if one.key not in claims]  # others were quicker
             if not asked:
                 return found
+        raise sqlite3.DatabaseError(DISAGREE)
 
     def seen(
         self, db: sqlite3.Connection, number: int, state: str, run: int, attempts: int, crc: int, response: str
@@ -245,6 +250,12 @@ class Store:
                 self.note()
             self.db.close()
             self.db = None
+
+
+def check_keys(found: Sequence[str], asked: Sequence[Asked]) -> None:
+    """Raise if a row was found that is of another call, or is found for two."""
+    if len(set(found)) < len(found) or not {one.key for one in asked}.issuperset(found):
+        raise sqlite3.DatabaseError(DISAGREE)
 
 
 def identity(path: str) -> tuple[int, int] | None:

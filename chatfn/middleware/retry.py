@@ -79,5 +79,6 @@ def retry(
     except WoundDown:
         if response is None:
             raise
+        response = cast(Response, {**response, "unfinished": True})
     whole: Response = {**cast(Response, response), "attempts": made}
     return with_paid(whole, paid) if paid else whole

@@ -24,7 +24,7 @@ from chatfn.pipeline.drivers import driver_of
 from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.plain import without
 from chatfn.spec import Error, Json, Options, Request, Response
-from chatfn.stack import layers_of
+from chatfn.stack import layers_of, names_of
 from chatfn.transports import close, transport_of
 from chatfn.usage import usage_of
 
@@ -62,6 +62,7 @@ def map_chat(
 
     ``concurrency``: how many requests are in flight.  A row that waits to be sent again is not in flight; up to 16
     times as many rows are out at once, and with ``ordered`` none is further ahead of the oldest that is not done.
+    With the layer "limit" a row has no deadline unless one is given, for it may wait long until it is its turn.
     What ``rows`` itself raises comes out after the rows before it.  To close the iterator starts nothing more and
     closes what is in flight.
 
@@ -95,14 +96,18 @@ async def amap_chat(
     ended = Event()
     source = pulled(rows, loop, ended) if isinstance(rows, AsyncIterable) else rows
     found, stop, _ = running(source, whole, concurrency, ordered, params_of)
-    with ThreadPoolExecutor(1, "chatfn-map-rows") as thread:
+    thread = ThreadPoolExecutor(1, "chatfn-map-rows")
+    try:
+        while (row := await loop.run_in_executor(thread, next, found, ENDED)) is not ENDED:
+            yield cast(Row, row)
+    finally:
+        ended.set()
+        stop()
+        closing = loop.run_in_executor(thread, close, found)
         try:
-            while (row := await loop.run_in_executor(thread, next, found, ENDED)) is not ENDED:
-                yield cast(Row, row)
-        finally:
-            ended.set()
-            stop()
-            await asyncio.shield(loop.run_in_executor(thread, close, found))
+            await asyncio.shield(closing)
+        finally:  # one who is cancelled once more waits for nothing, and nor does the loop
+            thread.shutdown(wait=closing.done())
 
 
 def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Event) -> Iterator[Any]:
@@ -140,6 +145,8 @@ def running(
     transport = transport_of(name)
     check_credential(options, name)
     layers: list[Any] = layers_of(options)
+    if "limit" in names_of(options.get("middleware", ())):
+        options = cast(Options, {"deadline": None, **options})  # in line for a slow server is no part of a call
     flows = [layer.flow for layer in takewhile(lambda layer: hasattr(layer, "flow"), layers)]
     transport = compose(*layers[len(flows) :])(transport)  # middleware of another make wraps handlers
     stopped, ending = Event(), Event()
@@ -225,7 +232,7 @@ def answered(  # noqa: C901  # one loop, and all of its state
     taken = given = out = 0  # rows taken, rows given out or passed over, rows on their way
     held: dict[int, Row | None] = {}  # done, but not yet their turn
     failure: BaseException | None = None
-    more = True
+    more, finishing = True, False
     try:
         while not stopped.is_set():
             while given in held:
@@ -233,8 +240,8 @@ def answered(  # noqa: C901  # one loop, and all of its state
                 given += 1
                 if row is not None:
                     yield row
-            if more and ending.is_set():
-                more = False
+            if ending.is_set() and not finishing:
+                more, finishing = False, True
                 pool.finish()
             room = taken - given < most and out - pool.waiting() < busy and (results.empty() or out < concurrency)
             if more and room:
@@ -259,7 +266,9 @@ def answered(  # noqa: C901  # one loop, and all of its state
             for (number, row), got in () if several is NUDGE else several:
                 out -= 1
                 fatal = fatal_of(got)
-                more, failure = more and fatal is None, failure or fatal
+                if fatal is not None and failure is None:
+                    failure, more, finishing = fatal, False, True
+                    pool.finish()
                 number = number if ordered else given + len(held)
                 held[number] = None if is_unsent(got) else outcome(row, got)
     finally:
