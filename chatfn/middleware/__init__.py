@@ -102,8 +102,8 @@ def composed(flows: Sequence[Callable[[Request], Flow]]) -> Callable[[Request], 
     >>> next(flow)
     {'url': 'u'}
     """
-    innermost: Callable[[Request], Flow] = sent
-    return reduce(lambda inner, outer: within(outer, inner), reversed(flows), innermost)
+    *outer, innermost = flows or [sent]
+    return reduce(lambda inner, flow: within(flow, inner), reversed(outer), innermost)
 
 
 def sent(request: Request) -> Flow:

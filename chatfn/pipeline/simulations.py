@@ -45,6 +45,7 @@ from chatfn.transports.simulated.settings import Settings, settings_of
 
 ASIDE = ("journal", "cost")  # middleware of files and sums
 EXACT = 8  # bits of a size: requests that differ by less are of one size
+LEARNING = ("limit", "fallback", "balance")
 NEARLY = 1.05
 NUMBER = count()
 NO_COUNTS = Counts(*[0] * len(Counts._fields))
@@ -138,6 +139,8 @@ def request_like(request_of: Callable[[Json], Request], shape: Shape) -> Request
 
 def run_of(shapes: Shapes, options: Options, settings: Settings, concurrency: int, lookup: Lookup) -> dict[str, Any]:
     """One run."""
+    if not any(listens(item) for item in options.get("middleware", STACK)):
+        settings = settings._replace(limits=settings.limits._replace(headers=False))  # nobody would read them
     server = server_of(settings, DATA)
     results: SimpleQueue[Any] = SimpleQueue()
     rows: Any = shapes.rows
@@ -195,7 +198,14 @@ def flow_of(options: Options, seed: Any) -> Callable[[Request], Flow]:
         flows.append(found.flow)
         if not callable(item) and named(item, "middleware")[0] in LAYERS:
             place = len(flows)
-    return composed([*flows[:place], partial(renamed, f"/simulation-{number}"), *flows[place:]])
+    if any(listens(item) for item in options.get("middleware", STACK)):
+        flows.insert(place, partial(renamed, f"/simulation-{number}"))
+    return composed(flows)
+
+
+def listens(item: Any) -> bool:
+    """Whether middleware may read what a server says of its limits, or keep what it learns."""
+    return callable(item) or named(item, "middleware")[0] in LEARNING
 
 
 def own_layer(name: str, settings: Json, chance: Random, number: int) -> Any:

@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any, NamedTuple, cast
 
 from chatfn.chunks import DONE
-from chatfn.core import decode, parse
-from chatfn.errors import ChatError
+from chatfn.core import parse
+from chatfn.errors import ChatError, error_map
 from chatfn.spec import Json, Request, Response
 from chatfn.sse import encode
 from chatfn.transports.echo import text_of
@@ -33,6 +33,7 @@ class Forms(NamedTuple):
     """How a server reads requests and writes responses."""
 
     read: Callable[[Request], tuple[Any, int]]  # the data of a request, and its bytes
+    problem: Callable[[Any], Json | None]  # what is wrong with it, as the API says it
     answer: Callable[[Request, Any, Usage, Mapping[str, str], bool], Response]  # the flag: a stream that breaks
     error: Callable[[int, str, str | None, Mapping[str, str]], Response]
 
@@ -135,16 +136,20 @@ def stream_of(body: bytes, data: Json, broken: bool) -> Iterator[bytes]:
     yield encode(DONE)
 
 
-def error_in_bytes(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Response:
+def error_of(status: int, message: str, code: str | None) -> Json:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     if status == 429:
         kind = "insufficient_quota" if code == "insufficient_quota" else "requests"
         code = code or "rate_limit_exceeded"
-    body = text_of({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_in_bytes(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Response:
+    body = text_of(error_of(status, message, code))
     return {"status": status, "headers": {"content-type": "application/json", **headers}, "body": body}
 
 
-WIRE = Forms(read_bytes, answer_in_bytes, error_in_bytes)
+WIRE = Forms(read_bytes, problem_of, answer_in_bytes, error_in_bytes)
 
 
 def read_data(request: Request) -> tuple[Any, int]:
@@ -160,7 +165,12 @@ def answer_as_data(request: Request, data: Any, usage: Usage, headers: Mapping[s
 
 
 def error_as_data(status: int, message: str, code: str | None, headers: Mapping[str, str]) -> Response:
-    return decode(error_in_bytes(status, message, code, headers), [])
+    wire = error_of(status, message, code)
+    return {"status": status, "headers": headers, "body": wire, "error": error_map(status, headers, wire)}
 
 
-DATA = Forms(read_data, answer_as_data, error_as_data)  # for who needs none of the text, and no codec
+def no_problem(data: Any) -> Json | None:
+    return None
+
+
+DATA = Forms(read_data, no_problem, answer_as_data, error_as_data)  # for who needs none of the text, and no codec

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from chatfn.errors import failure
 from chatfn.spec import Request, Response
 from chatfn.transports import Done
-from chatfn.transports.simulated.bodies import WIRE, Forms, Usage, choices_asked, problem_of, tokens_asked
+from chatfn.transports.simulated.bodies import WIRE, Forms, Usage, choices_asked, tokens_asked
 from chatfn.transports.simulated.limits import headers_of, meters_of
 from chatfn.transports.simulated.settings import Fault, Settings
 
@@ -78,7 +78,7 @@ def server_of(settings: Settings, forms: Forms = WIRE) -> Server:  # noqa: C901 
         if clock < away or (fault is not None and fault.kind == "unavailable"):
             return Ended(clock + SOON, "failed", UNREACHED)
         work = work_of(request)
-        problem = problem_of(work.data)
+        problem = forms.problem(work.data)
         if problem is not None:
             return Ended(clock + SOON, "failed", error(400, problem["message"], problem.get("code"), {}))
         wait = refused_for(work.charge) if meters else None
