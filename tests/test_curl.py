@@ -288,6 +288,13 @@ def test_a_stream_that_has_said_done_is_not_waited_for(carrier: Driver) -> None:
         assert soon(lambda: not server.open)
 
 
+def test_what_comes_after_done_is_not_read(carrier: Driver) -> None:
+    with raw_server([stream("a")[:-5], endless(chunked(event(delta("b")))[:-5], 0.01)]) as server:
+        (response,) = carried(carrier, request_to(server.url, STREAM, request={"timeout": 60}))
+        assert b"".join(response["body"]).endswith(b"data: [DONE]\n\n")
+        assert soon(lambda: not server.open)
+
+
 def test_a_thousand_streams_at_once_on_one_thread(carrier: Driver) -> None:
     with stadium(1_000) as url:
         bodies = [r["body"] for r in carried(carrier, *[request_to(url, STREAM)] * 1_000, seconds=60)]

@@ -568,6 +568,14 @@ def test_bodies_are_bounded(http: Client) -> None:
         assert soon(lambda: len(server.open) == 1)
 
 
+def test_a_compressed_error_page_is_cut_short_as_well(http: Client) -> None:
+    page = gzip.compress(os.urandom(100_000).hex().encode())
+    with raw_server([answer(page, 500, content_type="text/plain", content_encoding="gzip")], [good(2)]) as server:
+        response = http.call(server.url)
+        assert (response["status"], failed(response), len(response["body"])) == (500, "fault", 65_536)
+        assert http.call(server.url)["body"]["id"] == "c2"
+
+
 def test_a_gzip_bomb_is_bounded_in_memory(http: Client) -> None:
     """100 MiB in 100 KiB: refused when the bound is passed, long before it is unpacked."""
     squeeze = zlib.compressobj(9, wbits=31)

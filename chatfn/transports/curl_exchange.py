@@ -166,6 +166,8 @@ class Exchange:
 
     def gather(self, data: bytes) -> int | None:
         """Keep a piece of a stream.  A comment is no progress; after the last event the rest is not waited for long."""
+        if self.cut:
+            return -1 if data.strip() else None
         self.pieces.append(data)
         self.size += len(data)
         if self.size > self.limit:
@@ -229,7 +231,7 @@ class Exchange:
             exc = http.client.IncompleteRead(b"")
         if exc is None and code:
             exc = self.cause(code, words)
-        if exc is None and self.stream is None and not self.gathers:
+        if exc is None and self.stream is None and not self.gathers and not self.cut:
             exc = self.end_body()
         if self.head is None:
             error = self.error(exc or Expired())
