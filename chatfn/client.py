@@ -63,17 +63,16 @@ def check_own_credential(options: Options, name: Any) -> None:
         check_secret(f"the secret of the header {auth['header']!r}", auth["secret"])
 
 
-def with_params(options: Options, params: Any) -> Options:
-    """The options, with the ``on_next`` that the Clojure library has in params."""
+def on_next_of(options: Any, params: Any) -> Callable[[Any], object] | None:
+    """The function of an event in options, or in params, where the Clojure library has it."""
+    on_next = options.get("on_next") if isinstance(options, Mapping) else None
     if isinstance(params, Mapping):
-        on_next = params.get("on_next") or params.get("on-next")
-        if on_next is not None and "on_next" not in options:
-            options = {**options, "on_next": on_next}
-        if options.get("on_next") is not None and not params.get("stream"):
+        on_next = on_next or params.get("on_next") or params.get("on-next")
+        if on_next is not None and not params.get("stream"):
             raise ValueError('"on_next" is for streams: give "stream": True in params')
-    if options.get("on_next") is not None and not callable(options["on_next"]):
-        raise TypeError(f"on_next is {type(options['on_next']).__name__}; give a function of an event")
-    return options
+    if on_next is not None and not callable(on_next):
+        raise TypeError(f"on_next is {type(on_next).__name__}; give a function of an event")
+    return on_next
 
 
 def responder(options: Options | Json = NO_OPTIONS) -> Callable[[Json], Response]:
@@ -142,6 +141,8 @@ def identity(respond: object, options: Json, found: Json) -> tuple[Any, ...] | N
     and functions, which may change."""
     parts: list[Any] = [respond]
     for name, value in (*options.items(), *found.items()):
+        if name == "on_next":
+            continue  # of one call, and no part of how it is answered
         part = fingerprint(value) if isinstance(value, Secret) else value
         if part is None and value is not None:
             return None
@@ -165,9 +166,9 @@ def create_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -
     'hi'
     """
     options = sealed(options)
+    on_next = on_next_of(options, params)
     whole, respond = prepared(respond_with, options)
-    whole = with_params(whole, params)
-    return finish(respond(params), whole)
+    return finish(respond(params), on_next, whole)
 
 
 async def acreate_chat_completion(params: Json, options: Options | Json = NO_OPTIONS) -> Any:
@@ -179,14 +180,13 @@ async def acreate_chat_completion(params: Json, options: Options | Json = NO_OPT
     'stop'
     """
     options = sealed(options)
+    on_next = on_next_of(options, params)
     whole, respond = prepared(arespond_with, options)
-    whole = with_params(whole, params)
-    return await afinish(await respond(params), whole)
+    return await afinish(await respond(params), on_next, whole)
 
 
-def finish(response: Response, options: Options) -> Any:
+def finish(response: Response, on_next: Callable[[Any], object] | None, options: Options) -> Any:
     """What a call returns of its response."""
-    on_next = options.get("on_next")
     if on_next is not None and isinstance(response["body"], Iterator):
         body = response["body"]
         response = {**response, "body": None}
@@ -203,8 +203,7 @@ def finish(response: Response, options: Options) -> Any:
     return response if options.get("full_response") else completion_of(response)
 
 
-async def afinish(response: Response, options: Options) -> Any:
-    on_next = options.get("on_next")
+async def afinish(response: Response, on_next: Callable[[Any], object] | None, options: Options) -> Any:
     if on_next is not None and hasattr(response["body"], "__anext__"):
         body = response["body"]
         response = {**response, "body": None}
