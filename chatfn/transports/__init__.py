@@ -3,6 +3,9 @@
 A transport is a handler below the codec: the ``body`` it is given is bytes, the one that it returns is bytes, or for a
 stream (``request["stream"]``, a 2xx) an iterator of bytes.  What goes wrong on the way is an ``error`` in its response
 map, or, within a stream, a ``ChatError`` from the iterator.
+
+A transport function may have attributes: ``awaited``, itself as an asynchronous handler; ``driver``, which makes a
+``Driver``; ``configured``, which makes a transport of settings.
 """
 
 from __future__ import annotations
