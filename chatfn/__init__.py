@@ -23,6 +23,7 @@ _LATE = {  # imported at their first use
     "record": "chatfn.transports.tape",
     "replay": "chatfn.transports.tape",
     "scripted": "chatfn.transports.scripted",
+    "simulate": "chatfn.pipeline.simulations",
     "simulated": "chatfn.transports.simulated",
 }
 

@@ -25,6 +25,7 @@ PURE = [
     "unfold",
     "impls",
     "operations",
+    "sealing",
     "options",
     "core",
     "atom",
@@ -207,6 +208,7 @@ def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
             "record",
             "replay",
             "scripted",
+            "simulate",
             "simulated",
         )
     ]
