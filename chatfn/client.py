@@ -15,7 +15,8 @@ from chatfn.errors import ChatError
 from chatfn.impls import variables_of
 from chatfn.middleware import is_async
 from chatfn.middleware.targets import targets_in, told, with_targets
-from chatfn.options import check_secret, headers_of, impl_of, resolve, sealed, sealed_own
+from chatfn.options import check_secret, headers_of, impl_of, resolve
+from chatfn.sealing import sealed, sealed_own
 from chatfn.secret import Secret, fingerprint
 from chatfn.spec import Json, Options, Response
 from chatfn.stack import handler_of

@@ -29,10 +29,10 @@ from chatfn.options import (
     present,
     query_of,
     resolve,
-    sealed,
     timeout_of,
 )
 from chatfn.plain import plain, without
+from chatfn.sealing import sealed
 from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask, mask_all
 from chatfn.spec import Auth, Classify, Error, Impl, Json, Options, Request, Response, __version__
 

@@ -1,4 +1,4 @@
-"""Options made whole: sealed, spelled one way, checked, and completed by defaults, impl and environment.
+"""Options made whole: checked, and completed by defaults, impl and environment.
 
 Every complaint names the option and the fix.  A value is repeated only where it can't be a secret.
 """
@@ -12,24 +12,19 @@ from functools import cache, lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from pyrsistent import PVector, thaw
+from pyrsistent import thaw
 from toolz import keymap, merge, valfilter
 
 from chatfn.impls import IMPLS, azure_endpoint
 from chatfn.plain import without
-from chatfn.secret import Secret, hidden, problem_of, seal, type_name
+from chatfn.sealing import CREDENTIALS, KNOWN, REQUEST_KEYS, has_user, sealed_own
+from chatfn.secret import Secret, problem_of, type_name
 from chatfn.spec import Bounds, Impl, Json, Options
 
-CREDENTIALS = frozenset({"api_key", "ad_token"})
 CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
-KNOWN = frozenset(Options.__annotations__)
-REQUEST_KEYS = frozenset({"headers", "query", "timeout", "proxies", "verify", "cert"})
 TEXTS = frozenset({"api_endpoint", "api_version", "deployment", "organization", "project", "openai_beta"})
 FUNCTIONS = frozenset({"on_next", "trace", "category_of"})
 FLAGS = ("allow_http", "full_response")
-SEALED_ALIKE = CREDENTIALS | {"api_endpoint", "impl", "request"}  # in the settings of middleware too
-DEEPEST_SETTING = 20
-OF_TARGETS = ("model", "limits")  # what a target has beside options
 
 # Seconds to connect and of silence, and bytes; each is an option, and is named by the error that it ends in.
 TIMEOUT = (5.0, 600.0)
@@ -37,111 +32,8 @@ DEADLINE = 900.0
 BOUNDS: Bounds = {"body": 64 * 2**20, "event": 16 * 2**20, "headers": 64 * 2**10}
 DEFAULTS: Options = {"impl": "openai", "surrogates": "refuse", "allow_http": False, "full_response": False}
 
-SENSITIVE = re.compile(r"auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
-
-
-def spelled(name: Any) -> Any:
-    """An option's name as Python spells it; ``api-key`` and ``full-response?`` are Clojure's.
-
-    >>> spelled("full-response?")
-    'full_response'
-    """
-    return name.replace("-", "_").rstrip("?") if isinstance(name, str) else name
-
-
-def sealed(options: Any) -> Any:
-    """The options with whatever may be a credential as a ``Secret``; never raises, so that no traceback shows one."""
-    if not isinstance(options, Mapping):
-        return hidden(options)
-    found = {spelled(name): value for name, value in options.items()}
-    return {name: sealed_option(name, value) if name in KNOWN else hidden(value) for name, value in found.items()}
-
-
-def sealed_own(options: Any) -> dict[str, Any]:
-    """The same of an impl's defaults and of the environment, which may have options that only their impl knows."""
-    found = {spelled(name): value for name, value in options.items()}
-    return {
-        name: sealed_option(name, value) if name in KNOWN else seal_if(is_sensitive(name), value)
-        for name, value in found.items()
-    }
-
-
-def sealed_option(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name in CREDENTIALS or (name == "api_endpoint" and has_user(value)):
-        return hidden(value)
-    if name == "impl" and isinstance(value, Mapping) and isinstance(value.get("defaults"), Mapping):
-        return {**value, "defaults": sealed_own(value["defaults"])}
-    if name == "middleware":
-        return sealed_layers(value)
-    return sealed_request(value) if name == "request" else value
-
-
-def sealed_layers(value: Any, depth: int = 0) -> Any:
-    """Middleware, or settings of it, with whatever in them may be a credential sealed, however deep."""
-    if depth > DEEPEST_SETTING:
-        return hidden(value)
-    if isinstance(value, Mapping):
-        return {name: sealed_setting(spelled(name), item, depth) for name, item in value.items()}
-    if type(value) in (list, tuple) or isinstance(value, PVector):
-        items = [sealed_layers(item, depth + 1) for item in value]
-        return tuple(items) if type(value) is tuple else items
-    return value
-
-
-def sealed_setting(name: Any, value: Any, depth: int) -> Any:
-    if name in SEALED_ALIKE:
-        return sealed_option(name, value)
-    if name == "impls":
-        several = type(value) in (list, tuple) or isinstance(value, PVector)
-        return [sealed_target(item, depth) for item in value] if several else sealed_target(value, depth)
-    if is_sensitive(name) and isinstance(value, str):  # and not a number of tokens
-        return hidden(value)
-    return sealed_layers(value, depth + 1)
-
-
-def sealed_request(request: Any) -> Any:
-    if not isinstance(request, Mapping):
-        return hidden(request)
-    seals = {"headers": sealed_headers, "proxies": sealed_proxies}
-    return {
-        name: value
-        if value is None
-        else seals[name](value)
-        if name in seals
-        else seal_if(name not in REQUEST_KEYS, value)
-        for name, value in request.items()
-    }
-
-
-def seal_if(condition: bool, value: Any) -> Any:
-    return hidden(value) if condition and value is not None else value
-
-
-def is_sensitive(name: Any) -> bool:
-    return isinstance(name, str) and SENSITIVE.search(name) is not None
-
-
-def sealed_headers(headers: Any) -> Any:
-    if not isinstance(headers, Mapping):
-        return hidden(headers)
-    return {name: seal_if(not isinstance(name, str) or is_sensitive(name), value) for name, value in headers.items()}
-
-
-def sealed_proxies(proxies: Any) -> Any:
-    if not isinstance(proxies, Mapping):
-        return hidden(proxies)
-    return {name: seal(value) if isinstance(value, str) and "@" in value else value for name, value in proxies.items()}
-
-
-def sealed_target(target: Any, depth: int) -> Any:
-    """The options of one who may answer in place of the call's own impl, sealed as options are."""
-    if not isinstance(target, Mapping):
-        return sealed_layers(target, depth + 1)
-    return {**sealed(without(target, *OF_TARGETS)), **{name: target[name] for name in OF_TARGETS if name in target}}
 
 
 def impl_of(options: Json) -> Impl:
@@ -268,21 +160,6 @@ def check_url(name: str, url: str) -> None:
         parts, fine = urlsplit(""), False
     if not fine or problem_of(url) or " " in url or "\\" in url or parts.fragment:
         raise ValueError(f"{name} is {url[:200]!r}, no absolute URL of http or https such as 'https://host/v1'")
-
-
-def has_user(url: Any) -> bool:
-    """Whether a user or a password stands in a URL, or may stand in what is none.
-
-    >>> has_user("https://me:word@host/v1"), has_user("me:word@host"), has_user("https://host/@me")
-    (True, True, False)
-    """
-    if not isinstance(url, str) or "@" not in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        return "@" in parts.netloc or not parts.hostname or parts.port == 0
-    except ValueError:
-        return True
 
 
 @lru_cache(1_024)

@@ -28,7 +28,8 @@ from chatfn.middleware.ways import (
     rebuilt,
     resumed,
 )
-from chatfn.options import resolve, sealed
+from chatfn.options import resolve
+from chatfn.sealing import sealed
 from chatfn.stack import layers_of
 
 PARAMS = {"messages": [{"role": "user", "content": "hé"}], "model": "m", "seed": 1}

@@ -16,7 +16,8 @@ from chatfn import IMPLS, TRANSPORTS, build_request, wire_headers
 from chatfn.client import environment
 from chatfn.impls import AZURE_VERSION, segment, variables_of, with_path
 from chatfn.operations import OPERATIONS
-from chatfn.options import impl_of, resolve, sealed
+from chatfn.options import impl_of, resolve
+from chatfn.sealing import sealed
 from chatfn.spec import Impl
 
 HOST = "https://h.openai.azure.com"

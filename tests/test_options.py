@@ -15,23 +15,18 @@ from chatfn import IMPLS, build_request, wire_headers
 from chatfn.options import (
     BOUNDS,
     CREDENTIAL_HEADERS,
-    CREDENTIALS,
     FLAGS,
     FUNCTIONS,
-    KNOWN,
-    REQUEST_KEYS,
     TEXTS,
     TIMEOUT,
     bounds_of,
     check_url,
-    has_user,
     is_loopback,
     nearest,
     resolve,
-    sealed,
-    spelled,
     timeout_of,
 )
+from chatfn.sealing import CREDENTIALS, KNOWN, REQUEST_KEYS, has_user, sealed, spelled
 from chatfn.secret import Secret, absent
 from chatfn.spec import Options
 

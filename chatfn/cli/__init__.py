@@ -17,7 +17,7 @@ from chatfn.client import resolved
 from chatfn.core import request_of
 from chatfn.errors import ChatError
 from chatfn.lints import lint
-from chatfn.options import sealed
+from chatfn.sealing import sealed
 from chatfn.serve import gateway, serve
 from chatfn.spec import __version__
 

@@ -24,9 +24,9 @@ from chatfn.cli.words import Misused
 from chatfn.cli.writing import Write, row_writer
 from chatfn.client import resolved
 from chatfn.errors import ChatError
-from chatfn.options import sealed
 from chatfn.pipeline.maps import running
 from chatfn.prices import has_library
+from chatfn.sealing import sealed
 from chatfn.stack import STACK
 
 SOME_ERRORS = 3  # exit status

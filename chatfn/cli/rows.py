@@ -30,8 +30,8 @@ from chatfn.cli.words import Misused
 from chatfn.cli.writing import json_line, json_text
 from chatfn.client import resolved
 from chatfn.core import request_of
-from chatfn.options import sealed
 from chatfn.pipeline.maps import NUDGE, PULL
+from chatfn.sealing import sealed
 from chatfn.spec import Json, Options
 
 NAMED = 10  # bad lines that are named before the rest is counted

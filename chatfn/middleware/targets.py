@@ -18,18 +18,9 @@ from chatfn.impls import azure_endpoint
 from chatfn.middleware.call import origin
 from chatfn.middleware.limit import fixed_of
 from chatfn.middleware.limit.state import Fixed
-from chatfn.options import (
-    CREDENTIAL_HEADERS,
-    CREDENTIALS,
-    OF_TARGETS,
-    impl_of,
-    nearest,
-    resolve,
-    sealed,
-    sealed_own,
-    spelled,
-)
+from chatfn.options import CREDENTIAL_HEADERS, impl_of, nearest, resolve
 from chatfn.plain import without
+from chatfn.sealing import CREDENTIALS, OF_TARGETS, sealed, sealed_own, spelled
 from chatfn.secret import Secret, type_name
 from chatfn.spec import Impl, Json, Options
 from chatfn.transports import named

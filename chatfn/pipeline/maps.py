@@ -19,10 +19,10 @@ from chatfn.core import NO_OPTIONS, requester
 from chatfn.errors import ChatError
 from chatfn.journal import JournalError
 from chatfn.middleware import Call, Flow, WoundDown, composed
-from chatfn.options import sealed
 from chatfn.pipeline.drivers import driver_of
 from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.plain import without
+from chatfn.sealing import sealed
 from chatfn.spec import Error, Json, Options, Request, Response
 from chatfn.stack import layers_of, names_of
 from chatfn.transports import close, transport_of

@@ -14,13 +14,14 @@ from chatfn.core import NO_OPTIONS, requester
 from chatfn.cost import Counts, attos_of, rates_for, worst
 from chatfn.journal import request_key
 from chatfn.lints import lint
-from chatfn.options import nearest, sealed
+from chatfn.options import nearest
 from chatfn.pipeline.columns import ANSWERED, BAD, DUPLICATE, KEPT, NEW, NO_KEY, Columns, add, columns
 from chatfn.pipeline.maps import outcome
 from chatfn.pipeline.seen import States, first_seen, journal_states
 from chatfn.pipeline.sums import NO_ROWS, Attos, Item, counted, summary_of
 from chatfn.pipeline.tokens import Size, quarter, size_of
 from chatfn.prices import Lookup, Price, lookup_of
+from chatfn.sealing import sealed
 from chatfn.spec import Json, Options
 from chatfn.stack import STACK, check_order
 from chatfn.transports import named

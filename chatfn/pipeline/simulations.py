@@ -29,12 +29,12 @@ from chatfn.middleware.call import timed
 from chatfn.middleware.health import NOTHING_KNOWN
 from chatfn.middleware.limit.sizes import BYTES_A_TOKEN
 from chatfn.middleware.targets import LAYERS
-from chatfn.options import sealed
 from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.pipeline.maps import NUDGE, answered
 from chatfn.pipeline.tokens import quarter, size_of
 from chatfn.plain import without
 from chatfn.prices import ATTOS, Lookup, Price, lookup_of
+from chatfn.sealing import sealed
 from chatfn.spec import Json, Options, Request, Response
 from chatfn.stack import STACK, layer
 from chatfn.transports import named

@@ -10,8 +10,9 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from chatfn.core import parse
 from chatfn.errors import ChatError, category_of
-from chatfn.options import BOUNDS, CREDENTIAL_HEADERS, DEADLINE, OWN_HEADERS, TIMEOUT, is_sensitive
+from chatfn.options import BOUNDS, CREDENTIAL_HEADERS, DEADLINE, OWN_HEADERS, TIMEOUT
 from chatfn.plain import plain
+from chatfn.sealing import is_sensitive
 from chatfn.secret import Secret
 from chatfn.spec import Request
 

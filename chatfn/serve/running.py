@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from chatfn.client import check_credential, resolved
 from chatfn.core import requester
 from chatfn.middleware import is_async
-from chatfn.options import BOUNDS, sealed
+from chatfn.options import BOUNDS
+from chatfn.sealing import sealed
 from chatfn.secret import Secret, seal
 from chatfn.serve.application import app
 from chatfn.spec import Handler, Json, Options, Request, Response
