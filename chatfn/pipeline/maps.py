@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import takewhile
@@ -13,28 +13,21 @@ from typing import Any, NamedTuple, cast
 
 from toolz import compose
 
-from chatfn.chunks import collector
 from chatfn.client import check_credential, resolved
 from chatfn.core import NO_OPTIONS, requester
-from chatfn.errors import ChatError
-from chatfn.journal import JournalError
-from chatfn.middleware import Call, Flow, WoundDown, composed
+from chatfn.middleware import composed
 from chatfn.pipeline.drivers import driver_of
 from chatfn.pipeline.engine import Pool, pool_of
-from chatfn.plain import without
+from chatfn.pipeline.rows import Row, fatal_of, is_unsent, outcome, row_flow
 from chatfn.sealing import sealed
-from chatfn.spec import Error, Json, Options, Request, Response
+from chatfn.spec import Json, Options
 from chatfn.stack import layers_of, names_of
 from chatfn.transports import close, transport_of
-from chatfn.usage import usage_of
 
 AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
-RESULTS = ("response", "error", "attempts", "usage", "cached")
 PULL = 0.05  # seconds between two looks at what is done, while a map waits for its next row
 ENDED = object()
 NUDGE = object()  # tells a map that waits for results to look again
-
-Row = dict[str, Any]
 
 
 class Running(NamedTuple):
@@ -169,54 +162,6 @@ def running(
     return Running(answered(rows, start, results, stopped, ending, concurrency, ordered), stop, wind_down)
 
 
-def row_flow(
-    flow: Callable[[Request], Flow],
-    request_of: Callable[[Json], Request],
-    params_of: Callable[[Any], Json] | None,
-    stopped: Event,
-    task: tuple[int, Any],
-) -> Flow:
-    """The flow of one row: its request, and of a stream what its events fold to."""
-    row = task[1]
-    params = row["params"] if params_of is None else params_of(row)
-    request: Any = {**request_of(params), "cancelled": stopped.is_set}
-    if isinstance(row, Mapping) and row.get("sample") is not None:
-        request["sample"] = row["sample"]
-    response = yield from flow(request)
-    body = response["body"]
-    if "error" in response or isinstance(body, (dict, bytes, list, str)):
-        return response
-    fold = Call(partial(fold_body, body, stopped), blocks="arrived" not in response)
-    folded: Response = {**response, **(yield fold)}
-    return folded
-
-
-def fold_body(body: Any, stopped: Event) -> Any:
-    """What the events of a stream come to: a ``body``, or an ``error``."""
-    if hasattr(body, "__anext__"):
-        return afold_body(body)
-    fold = collector()
-    try:
-        for event in body:
-            fold.add(event)
-            if stopped.is_set():
-                close(body)
-                break
-    except ChatError as exc:
-        return {"body": None, "error": exc.error}
-    return {"body": fold.completion()}
-
-
-async def afold_body(body: Any) -> Json:
-    fold = collector()
-    try:
-        async for event in body:
-            fold.add(event)
-    except ChatError as exc:
-        return {"body": None, "error": exc.error}
-    return {"body": fold.completion()}
-
-
 def answered(  # noqa: C901  # one loop, and all of its state
     rows: Iterable[Json],
     start: Callable[[], Pool],
@@ -276,38 +221,3 @@ def answered(  # noqa: C901  # one loop, and all of its state
         pool.close()
     if failure is not None:
         raise failure
-
-
-def fatal_of(got: Any) -> Exception | None:
-    """What ends the whole map: a journal that can't be written, before a request was sent or after it was answered, or
-    the ``stop`` of a response, a budget's that is used up."""
-    if isinstance(got, JournalError):
-        return got
-    if not isinstance(got, dict):
-        return None
-    if got.get("stop"):
-        return ChatError(got["error"])
-    unkept = got.get("unkept")
-    return None if unkept is None else JournalError(unkept)
-
-
-def is_unsent(got: Any) -> bool:
-    """Whether nothing came of a row, for it was not sent."""
-    return isinstance(got, (JournalError, WoundDown)) or (isinstance(got, dict) and bool(got.get("stop")))
-
-
-def outcome(row: Any, got: Any) -> Row:
-    """The row with its ``response``, or with its ``error``.
-
-    >>> outcome({"id": 1}, {"status": 200, "headers": {}, "body": {"id": "c", "usage": None}, "attempts": 2})
-    {'id': 1, 'response': {'id': 'c', 'usage': None}, 'attempts': 2, 'usage': None}
-    """
-    kept = without(row, *RESULTS) if isinstance(row, Mapping) else {"row": row}
-    if isinstance(got, Exception):
-        category = "incorrect" if isinstance(got, (TypeError, ValueError, KeyError)) else "fault"
-        words = f"no params in the row: {got}" if isinstance(got, KeyError) else str(got) or type(got).__name__
-        error: Error = {"category": cast(Any, category), "message": words[:2_000], "status": 0}
-        return {**kept, "error": error, "attempts": 0, "usage": None}
-    result = {"error": got["error"]} if "error" in got else {"response": got["body"]}
-    more = {name: got[name] for name in ("cached", "target", "cost") if got.get(name)}
-    return {**kept, **result, "attempts": got.get("attempts", 1), "usage": usage_of(got), **more}

@@ -16,7 +16,7 @@ from chatfn.journal import request_key
 from chatfn.lints import lint
 from chatfn.options import nearest
 from chatfn.pipeline.columns import ANSWERED, BAD, DUPLICATE, KEPT, NEW, NO_KEY, Columns, add, columns
-from chatfn.pipeline.maps import outcome
+from chatfn.pipeline.rows import outcome
 from chatfn.pipeline.seen import States, first_seen, journal_states
 from chatfn.pipeline.sums import NO_ROWS, Attos, Item, counted, summary_of
 from chatfn.pipeline.tokens import Size, quarter, size_of
