@@ -106,8 +106,9 @@ def looked(state: State, now: float, ticket: Ticket | None, size: Size) -> State
     if ticket is None:
         own, rows, tokens = tokens_of(state.guess, size), line.waiting, line.tokens
     else:
-        own = ticket.tokens
+        own = tokens_of(state.guess, size)
         rows, tokens = ahead_of(line, ticket)
+        tokens *= own / ticket.tokens  # what was guessed when it came, of those before it too, is better known now
     if state.own_tokens is not None and own > state.own_tokens.capacity:
         state = grown(state, now, own)
     due = turn(state, now, rows, tokens, own)
