@@ -490,3 +490,22 @@ def test_others_may_call_the_embedded_model_but_not_spend_a_key() -> None:
     assert words.client_key(None, "localhost", {}) is None
     with pytest.raises(words.Misused, match="--key-env"):
         words.client_key(None, "0.0.0.0", {})
+
+
+WITHOUT_CLICK = """
+import sys
+sys.modules["click"] = None
+from chatfn.__main__ import main
+main()
+"""
+
+
+def test_without_click_the_command_says_what_to_install() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_CLICK], capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 1
+    assert done.stderr == "chatfn: the command needs the package 'click': pip install 'chatfn[cli]'\n"
+
+
+def test_python_dash_m_runs_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "chatfn", "--version"], capture_output=True, text=True, timeout=WAIT)
+    assert (done.returncode, done.stdout) == (0, f"chatfn, version {chatfn.__version__}\n")

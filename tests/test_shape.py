@@ -48,6 +48,7 @@ ROOMS = [
     "__init__",
     "serve",
     "cli",
+    "__main__",
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(path.relative_to(SOURCE)) for path in FILES]
