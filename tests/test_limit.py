@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfn import ChatError, Sleep, create_chat_completion, map_chat
+from chatfn import ChatError, Sleep, create_chat_completion, map_chat, simulated
 from chatfn.client import resolved
-from chatfn.middleware import composed
+from chatfn.middleware import composed, middleware
 from chatfn.middleware.limit import DEPLOYMENTS, account_of, limit
 from chatfn.middleware.limit.headers import Report, report_of, seconds_of
 from chatfn.middleware.limit.learning import Answer, abandoned, heard, settled
@@ -808,6 +808,52 @@ def test_the_number_of_states_is_bounded():
     for number in range(DEPLOYMENTS + 10):
         account_of(URL, str(number), Fixed())
     assert account_of.cache_info().currsize == DEPLOYMENTS
+
+
+def simulated_map(server, number, concurrency, layers):
+    asked = [{"params": ask("x" * (40 + 37 * n % 4000))} for n in range(number)]
+    options = {"api_key": "k", "transport": server, "middleware": layers}
+    return list(map_chat(asked, options, concurrency=concurrency))
+
+
+@pytest.mark.parametrize("window", ["bucket", "fixed"])
+@pytest.mark.parametrize("limits", [{"rpm": 600}, {"tpm": 500_000}, {"rpm": 600, "tpm": 350_000, "counted": "asked"}])
+def test_a_map_keeps_the_allowed_rate_too(window, limits):
+    latency, tokens = {"median": 0.5, "p99": 2}, {"median": 100, "p99": 600}
+    server = simulated(latency=latency, output_tokens=tokens, limits={**limits, "window": window, "punish": True})
+    retrying = ["retry", {"attempts": 6, "jitter": random.Random(1).random}]
+    found = simulated_map(server, 1_000, 100, [retrying, "limit"])
+    report = server.report()
+    assert not [row for row in found if "error" in row]
+    assert report["refused"] < 10
+    assert (report["ideal"] + 1) / report["last"] >= 0.95  # which needs more than a moment, with so few at once
+
+
+def test_a_row_of_a_map_is_sent_when_it_is_let_go_and_not_later():
+    """Who is awake waits for a place in flight before it asks, not after."""
+    server, late = simulated(latency={"uniform": [0.5, 2]}, limits={"rpm": 600, "window": "fixed"}), []
+
+    @middleware
+    def watched(request):
+        now = yield Sleep(0)
+        response = yield {**request, "let": now}
+        return response
+
+    def watching():
+        driver = server.driver()
+
+        def send(request, done):
+            late.append(driver.now() - request["let"])
+            driver.send(request, done)
+
+        return driver._replace(send=send)
+
+    def transport(request):
+        return server(request)
+
+    transport.driver, transport.inline = watching, True
+    assert len(simulated_map(transport, 700, 10, ["limit", watched()])) == 700
+    assert late == [0.0] * 700
 
 
 def test_a_map_against_a_server_that_limits_is_hardly_ever_refused():

@@ -71,16 +71,13 @@ def pool_of(  # noqa: C901  # small functions that share one state
     def pause() -> float | None:
         if ready or closing or ((unsent or backlog) and (finishing or len(flying) < size)) or (finishing and due):
             return 0.0
-        return max(0.0, due[0][0] - driver.now()) if due else None
+        return max(0.0, due[0][0] - driver.now()) if due and len(flying) < size else None
 
     def work() -> None:
         if finishing:
             wind_down()
-        now = driver.now() if due else 0.0
-        while due and due[0][0] <= now:
-            _, _, task, steps = heapq.heappop(due)
-            ready.append((task, steps, now, None))
         go_on_all()
+        awake()
         for _ in range(min(len(backlog), MOST_BEGUN, size - len(flying))):
             start(backlog.popleft())
         go_on_all()
@@ -97,6 +94,16 @@ def pool_of(  # noqa: C901  # small functions that share one state
                 answer_all(function, several)
         while unsent and len(flying) < size:
             fly(*unsent.popleft())
+
+    def awake() -> None:
+        """Go on with those who are due, never with more of them than there are places: one who is told that it may send
+        now does so now."""
+        now = driver.now() if due else 0.0
+        while due and due[0][0] <= now and len(flying) < size:
+            while due and due[0][0] <= now and len(ready) < size - len(flying):
+                _, _, task, steps = heapq.heappop(due)
+                ready.append((task, steps, now, None))
+            go_on_all()
 
     def start(task: Any) -> None:
         try:
