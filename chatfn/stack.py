@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from inspect import signature
+from math import prod
 from typing import Any, cast
 
 from pyrsistent import PMap, pmap
@@ -115,10 +116,18 @@ def linked(items: Sequence[Any]) -> list[Any]:
     """The middleware with what layers have to know of each other: a budget counts what its journal has paid for."""
     found = [(None, {}) if callable(item) else named(item, "middleware") for item in items]
     path = next((settings.get("path") for name, settings in found if name == "journal"), None)
+    most = prod(attempts_in(name, settings) for name, settings in found)
     return [
-        [name, {"journal": path, **settings}] if name == "budget" and path is not None else item
+        [name, {"journal": path, "attempts": most, **settings}] if name == "budget" and path is not None else item
         for item, (name, settings) in zip(items, found, strict=True)
     ]
+
+
+def attempts_in(name: str | None, settings: Any) -> int:
+    """How many times as many attempts a layer may make."""
+    if name in ("fallback", "balance"):
+        return 1 + len(settings.get("impls", ()))
+    return int(settings.get("attempts", 3)) if name == "retry" else 1
 
 
 def layers_of(options: Options) -> list[Middleware]:

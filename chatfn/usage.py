@@ -134,6 +134,28 @@ def is_free(response: Json) -> bool:
     return 300 <= status < 500 or status in (500, 501, 503, 529)
 
 
+def unsure_of(response: Json) -> int:
+    """Of how many attempts of a response nobody knows what they cost: of ``unsure`` earlier ones, and of its own if it
+    is no answer, told of no usage, and was not surely free.
+
+    >>> timeout = {"status": 0, "body": None, "error": {"category": "interrupted"}, "unsure": 1}
+    >>> unsure_of(timeout), unsure_of({"status": 200, "body": {}}), unsure_of({"status": 429, "error": {}})
+    (2, 0, 0)
+    """
+    own = "error" in response and own_usage(response) is None and not is_free(response)
+    return int(response.get("unsure", 0)) + own
+
+
+def with_unsure(response: Response, earlier: int) -> Response:
+    """The response with so many ``earlier`` attempts of unknown cost beside those that it knows of.
+
+    >>> with_unsure({"status": 200, "unsure": 1}, 2), with_unsure({"status": 200}, 0)
+    ({'status': 200, 'unsure': 3}, {'status': 200})
+    """
+    known = cast(Any, response).get("unsure", 0) + earlier
+    return cast(Response, {**response, "unsure": known}) if earlier else response
+
+
 def model_asked(request: Request) -> str | None:
     """The model that a request names: in its body, or, as Azure's dated versions have it, as the deployment in its URL.
 

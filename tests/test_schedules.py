@@ -179,14 +179,8 @@ def check_job(job: Job) -> None:
 
 
 def cap_of(job: Job) -> int | None:
-    """The tokens that may be paid for in all runs together.
-
-    A journal does not know of attempts before the last of a call what they may have used, if nobody knows; so another
-    process keeps to the cap for certain only if each call has one attempt.
-    """
-    caps = [layer[1]["tokens"] for layer in job.layers if layer[0] == "budget"]
-    killed = any(how == "kill" for _, how in job.crashes)
-    return caps[0] if caps and not (killed and job.layers[0][1]["attempts"] > 1) else None
+    """The tokens that may be paid for in all runs together."""
+    return next((layer[1]["tokens"] for layer in job.layers if layer[0] == "budget"), None)
 
 
 def check_cap(server: Any, cap: int | None) -> None:

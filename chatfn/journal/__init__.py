@@ -53,6 +53,7 @@ def budget(
     parts: Mapping[str, int] | None = None,
     wait: float = 600.0,
     journal: str | os.PathLike[str] | None = None,
+    attempts: int = 3,
 ) -> Middleware:
     """Middleware that sends no attempt that could pass a cap of dollars (``usd``), of ``tokens``, or of either.
 
@@ -60,8 +61,9 @@ def budget(
     flight to cost less.  What does not fit is an error map of category "forbidden" and code "budget_exceeded", and ends
     a map.  Equal settings share one budget in a process; with a ``journal``, which by itself is that of the same option
     ``middleware``, all budgets of that file do, and what earlier runs have paid for counts.
-    ``prices``, ``provider``: as of the middleware ``cost``.  ``parts``: the most tokens of a part that is no text, by
-    its type: ``{"image_url": 1500}``.
+    ``attempts``, by itself what the layers around allow: how many a call of the journal may have had of which nothing
+    is known, for its process was killed.  ``prices``, ``provider``: as of the middleware ``cost``.  ``parts``: the most
+    tokens of a part that is no text, by its type: ``{"image_url": 1500}``.
     Raises ``ValueError`` for settings that can't be a budget, and for a file that is no journal.
     """
     settings: Any = {"usd": usd, "tokens": tokens, "prices": prices, "provider": provider, "parts": parts, "wait": wait}
@@ -71,4 +73,4 @@ def budget(
         return capped(**settings)
     from chatfn.journal.spent import budget_in  # at its first use: sqlite3 is slow to import
 
-    return budget_in(journal, settings)
+    return budget_in(journal, attempts, settings)

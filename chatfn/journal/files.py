@@ -34,6 +34,7 @@ CREATE TABLE calls (              -- every call that was about to be sent, in th
     status INTEGER,               -- of HTTP; 0: no response arrived
     category TEXT,                -- of the error
     attempts INTEGER,             -- how many requests it took
+    unsure INTEGER,               -- of how many of them but the last nobody knows what they cost; null: of none
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
     total_tokens INTEGER,

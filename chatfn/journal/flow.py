@@ -95,9 +95,10 @@ def kept(store: Store, claim: Claim, response: Response, body: Any) -> None:
 def outcome_of(response: Response, body: Any) -> Outcome:
     early = "stop" in response or "unfinished" in response  # what has no attempts here is sent again
     attempts, usage = None if early else response.get("attempts", 1), response.get("usage")
+    unsure = cast(Any, response).get("unsure")
     if "error" in response:
-        return error_outcome("failed", response["error"], attempts, usage)
-    return answer_outcome(body, response["status"], attempts, usage or body.get("usage"))
+        return error_outcome("failed", response["error"], attempts, usage, unsure)
+    return answer_outcome(body, response["status"], attempts, usage or body.get("usage"), unsure)
 
 
 def warned(store: Store, exc: Exception) -> str:

@@ -35,16 +35,16 @@ CLAIM = (
 ANSWERED = (
     "UPDATE calls SET state = 'answered', status = n.column2, attempts = n.column3, prompt_tokens = n.column4,"
     " completion_tokens = n.column5, total_tokens = n.column6, ended = n.column7, crc = n.column8,"
-    " response = n.column9, model = coalesce(model, n.column10)"
+    " response = n.column9, model = coalesce(model, n.column10), unsure = n.column11"
     " FROM (VALUES {marks}) AS n WHERE id = n.column1 AND state = 'sent'"
 )
 FAILED = (
     "UPDATE calls SET state = n.column2, live = NULL, status = n.column3, category = n.column4, attempts = n.column5,"
     " prompt_tokens = n.column6, completion_tokens = n.column7, total_tokens = n.column8, ended = n.column9,"
-    " error = n.column10 FROM (VALUES {marks}) AS n WHERE id = n.column1 AND state = 'sent'"
+    " error = n.column10, unsure = n.column11 FROM (VALUES {marks}) AS n WHERE id = n.column1 AND state = 'sent'"
 )
 LOST = "UPDATE calls SET state = 'unknown', live = NULL WHERE id = ? AND state = 'sent'"
-COLUMNS = {FIND: 1, CLAIM: 6, ANSWERED: 10, FAILED: 10}
+COLUMNS = {FIND: 1, CLAIM: 6, ANSWERED: 11, FAILED: 11}
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -90,17 +90,22 @@ def claim_values(key: str, run: int, request: Request) -> tuple[Any, ...]:
     return key, run, time.time(), model_of(data["body"]), data["url"], text
 
 
-def answer_outcome(completion: Json, status: int, attempts: int | None, usage: Any) -> Outcome:
-    """A whole, good answer; ``usage`` is that of all attempts."""
+def answer_outcome(
+    completion: Json, status: int, attempts: int | None, usage: Any, unsure: int | None = None
+) -> Outcome:
+    """A whole, good answer; ``usage`` is that of all attempts, but for those whose cost is ``unsure``."""
     text = json_text(completion)
     crc = crc32(text.encode())
-    return Outcome(ANSWERED, (status, attempts, *tokens_of(usage), time.time(), crc, text, model_of(completion)))
+    values = (status, attempts, *tokens_of(usage), time.time(), crc, text, model_of(completion), unsure)
+    return Outcome(ANSWERED, values)
 
 
-def error_outcome(state: str, error: Json, attempts: int | None, usage: Any = None) -> Outcome:
+def error_outcome(
+    state: str, error: Json, attempts: int | None, usage: Any = None, unsure: int | None = None
+) -> Outcome:
     """A call that ``failed``, or whose outcome is ``unknown``."""
     status, category = integer(error.get("status")), error.get("category")
-    values = (state, status, category, attempts, *tokens_of(usage), time.time(), json_text(error))
+    values = (state, status, category, attempts, *tokens_of(usage), time.time(), json_text(error), unsure)
     return Outcome(FAILED, values)
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from chatfn.cost import money
@@ -26,7 +26,8 @@ CALLS = (
     "SELECT id, sent, state, model, url, status, category, attempts, prompt_tokens, completion_tokens, total_tokens,"
     " coalesce(json_extract(response, '$.usage', '$.model', '$.service_tier', '$.created'),"
     " json_extract(error, '$.partial.usage', '$.partial.model', '$.partial.service_tier', '$.partial.created')),"
-    " json_extract(error, '$.sent'), CASE WHEN state <> 'answered' OR prompt_tokens IS NULL THEN request END"
+    " json_extract(error, '$.sent'), unsure,"
+    " CASE WHEN state <> 'answered' OR prompt_tokens IS NULL OR unsure IS NOT NULL THEN request END"
     " FROM calls WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
 )
 
@@ -38,8 +39,10 @@ class Used(NamedTuple):
     model: str | None
     url: str
     said: Json  # of what was answered: usage, model, service_tier, created
-    free: bool
-    request: Json | None  # if nobody knows what it used
+    free: bool  # surely, but for attempts that are unsure
+    open: bool  # whether nobody knows how many attempts it had
+    unsure: int  # earlier attempts of which nobody knows what they used
+    request: Json | None  # if there may be something of which nobody knows what it used
 
 
 def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
@@ -51,7 +54,7 @@ def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
 
 
 def used(row: tuple[Any, ...]) -> Used:
-    _, sent, state, model, url, status, category, attempts, *tokens, text, left, request = row
+    _, sent, state, model, url, status, category, attempts, *tokens, text, left, unsure, request = row
     found = json.loads(text) if text is not None else [None] * len(SAID)
     said = {name: value for name, value in zip(SAID, found, strict=True) if value is not None}
     counted = {name: value for name, value in zip(TOKENS, tokens, strict=True) if value is not None}
@@ -61,15 +64,16 @@ def used(row: tuple[Any, ...]) -> Used:
     answered = said.get("model")
     error = {"category": category, **({} if left is None else {"sent": bool(left)})}
     failed = {"status": status or 0, "error": error, "attempts": attempts}
-    unsent = attempts is None  # of a call that failed: the run was ended before
-    free = state == "failed" and not said.get("usage") and (unsent or is_free(failed))
+    free = state == "failed" and not said.get("usage") and is_free(failed)
     return Used(
         sent,
         answered if isinstance(answered, str) else model,
         url,
         said,
         free,
-        None if free or request is None else json.loads(request),
+        state in ("sent", "unknown"),
+        unsure or 0,
+        None if (free and not unsure) or request is None else json.loads(request),
     )
 
 
@@ -110,32 +114,34 @@ def by_day(path: str | os.PathLike[str], lookup: Lookup, provider: str | None = 
     ]
 
 
-def spent_in(path: str, budget: Budget) -> Amount:
-    """What the calls of a journal have taken of a budget; of those whose outcome is not known the worst case."""
+def spent_in(path: str, attempts: int, budget: Budget) -> Amount:
+    """What the calls of a journal have taken of a budget; the worst case of attempts whose outcome is not known.
+
+    ``attempts``: how many a call may have had of which nothing is known.
+    """
     total = NOTHING
     with reading(path) as db:
         for call in calls_in(db):
-            total = plus(total, taken(call, budget))
+            total = plus(total, taken(call, attempts, budget))
     return total
 
 
-def taken(call: Used, budget: Budget) -> Amount:
-    if call.free:
+def taken(call: Used, attempts: int, budget: Budget) -> Amount:
+    if call.free and not call.unsure:
         return NOTHING
     request: Any = call.request or {"url": call.url, "body": {"model": call.model}}
     request = {**request, "body": request["body"] if isinstance(request.get("body"), Mapping) else {}}
+    known: Amount | None = NOTHING if call.free else None
     if isinstance(call.said.get("usage"), dict):
-        response = {"status": 200, "body": call.said}
-        known = used_of(request, response, budget)
-        if known is not None:
-            return known
-    bound = bound_of(request, budget) if call.request is not None else ""
-    return NOTHING if isinstance(bound, str) else bound
+        known = used_of(request, {"status": 200, "body": call.said}, budget)
+    times = attempts if call.open else call.unsure + (known is None)
+    bound = bound_of(request, budget) if times and call.request is not None else ""
+    return reduce(plus, [] if isinstance(bound, str) else [bound] * times, known or NOTHING)
 
 
-def budget_in(path: str | os.PathLike[str], settings: Json) -> Middleware:
+def budget_in(path: str | os.PathLike[str], attempts: int, settings: Json) -> Middleware:
     """The middleware ``budget`` with the ledger of a journal, which begins with what its calls have taken."""
     real = os.path.realpath(os.fsdecode(path))
     found = os.stat(real) if os.path.exists(real) else None
     key = real if found is None else f"{real} {found.st_dev} {found.st_ino}"
-    return budget(**settings, key=key, begin=None if found is None else partial(spent_in, real))
+    return budget(**settings, key=key, begin=None if found is None else partial(spent_in, real, attempts))

@@ -14,7 +14,7 @@ from typing import cast
 from chatfn.errors import RETRYABLE
 from chatfn.middleware import Flow, Sleep, WoundDown, middleware
 from chatfn.spec import Error, Request, Response
-from chatfn.usage import Paid, paid_of, with_paid
+from chatfn.usage import Paid, paid_of, unsure_of, with_paid, with_unsure
 
 
 def backoff(
@@ -57,18 +57,20 @@ def retry(
 
     A wait that the server names is taken as it is, unless it is over ``longest``; no wait passes the deadline.
     A stream is sent again only while none of its bytes has arrived.  What failed attempts used is in the response too,
-    as ``paid`` and in ``usage``.  A request that comes with ``attempts`` of its own has these at most, and one with an
-    ``attempt`` counts on from there.
+    as ``paid`` and in ``usage``, and as ``unsure`` the number of those whose cost nobody knows.  A request that comes
+    with ``attempts`` of its own has these at most, and one with an ``attempt`` counts on from there.
     """
     made, due, first = 0, request.get("due"), request.get("attempt", 1)
     attempts = request.get("attempts", attempts)
     paid: list[Paid] = []
+    unsure = 0
     response: Response | None = None
     try:
         for attempt in range(1, attempts + 1):
             answer: Response = yield {**request, "attempt": first + made}
             if response is not None:
                 paid += paid_of(request, response)
+                unsure += unsure_of(response)
             response = answer
             made += response.get("attempts", 1)
             error = response.get("error")
@@ -81,4 +83,4 @@ def retry(
             raise
         response = cast(Response, {**response, "unfinished": True})
     whole: Response = {**cast(Response, response), "attempts": made}
-    return with_paid(whole, paid) if paid else whole
+    return with_paid(with_unsure(whole, unsure), paid) if paid or unsure else whole

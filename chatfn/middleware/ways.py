@@ -19,7 +19,7 @@ from chatfn.options import nearest
 from chatfn.plain import without
 from chatfn.spec import Category, Error, Json, Request, Response
 from chatfn.transports import aclose, close
-from chatfn.usage import paid_of, with_paid
+from chatfn.usage import paid_of, unsure_of, with_paid, with_unsure
 
 REBUILT = (
     *("operation", "method", "url", "headers", "auth", "body", "stream", "timeout", "bounds"),
@@ -136,7 +136,8 @@ def concluded(outcomes: Sequence[Outcome]) -> Response:
         index = next((n for n, (_, response) in enumerate(outcomes) if "error" not in response), index)
     paid = [item for n, outcome in enumerate(outcomes) if n != index for item in paid_of(*outcome)]
     response: Response = {**outcomes[index][1], "attempts": attempts_of(outcomes)}
-    return with_paid(response, paid)
+    unsure = sum(unsure_of(outcome[1]) for n, outcome in enumerate(outcomes) if n != index)
+    return with_paid(with_unsure(response, unsure), paid)
 
 
 def reasons(response: Response) -> frozenset[str]:
