@@ -212,7 +212,10 @@ class Loop:
         if self.closed or self.forgotten:
             return
         if exchange.started:
-            exchange.shard.multi.remove_handle(exchange.curl)
+            try:
+                exchange.shard.multi.remove_handle(exchange.curl)
+            except pycurl.error:  # it was collected before: at the end of the interpreter
+                return
             exchange.shard.running -= 1
         else:
             self.waiting.remove(exchange)
