@@ -10,6 +10,7 @@ an answer too.
 from __future__ import annotations
 
 import json
+import selectors
 import socket
 import struct
 import threading
@@ -109,6 +110,13 @@ def raw_server(*answers: Answer, context: Any = None) -> Iterator[Server]:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         listener.close()
+
+
+def readable(file: Any, seconds: float) -> bool:
+    """Whether there is something to read within seconds; for descriptors of any number, as ``select`` is not."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(file, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def until_gone(connection: socket.socket, stopped: threading.Event) -> None:

@@ -1,7 +1,6 @@
 """Calls that are spread over targets: the law of the choice, the flow, and both over real HTTP."""
 
 import os
-import select
 import signal
 import threading
 import warnings
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyrsistent import pmap
-from rawserver import answer, raw_server, stream
+from rawserver import answer, raw_server, readable, stream
 
 from chatfn import collect, create_chat_completion, map_chat, text_of
 from chatfn.atom import Atom
@@ -459,7 +458,7 @@ def in_a_child(function):
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as reader:
-        said = reader.read() if select.select([reader], [], [], 30)[0] else b"-1"
+        said = reader.read() if readable(reader, 30) else b"-1"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return int(said)

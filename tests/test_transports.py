@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pickle
-import select
 import shutil
 import signal
 import socket
@@ -45,6 +44,7 @@ from rawserver import (
     endless,
     event,
     raw_server,
+    readable,
     stream,
     tunnel,
     until_gone,
@@ -1307,13 +1307,6 @@ def test_an_event_loop_may_be_left_as_it_is(transport: str) -> None:
             timeout=20,
         )
     assert (run.stdout, run.stderr) == ("c1\nc1\n", "")
-
-
-def readable(file: Any, seconds: float) -> bool:
-    """Whether there is something to read within seconds; for descriptors of any number."""
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(seconds * 1_000))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

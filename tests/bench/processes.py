@@ -6,7 +6,7 @@ import json
 import math
 import os
 import resource
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -59,8 +59,11 @@ def module(env: Mapping[str, str], python: str, *command: str) -> Iterator[subpr
 
 def line_from(process: subprocess.Popen[str], seconds: float) -> str:
     """The next line of a process; "" if none comes in time."""
-    ready = process.stdout and select.select([process.stdout], [], [], seconds)[0]
-    return process.stdout.readline() if ready and process.stdout else ""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:  # unlike ``select``, for descriptors of any number
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ready = selector.select(seconds)
+    return process.stdout.readline() if ready else ""
 
 
 @contextmanager
