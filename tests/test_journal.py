@@ -33,7 +33,7 @@ from chatfn import (
 )
 from chatfn.journal import JournalError, journal, locks, request_key
 from chatfn.journal import store as store_module
-from chatfn.journal.files import APPLICATION, schema
+from chatfn.journal.files import APPLICATION, connect, schema
 from chatfn.journal.report import export, summary
 
 KEY = "sk-secret-1234567890123456"
@@ -494,6 +494,41 @@ def test_a_run_number_whose_lock_is_taken_is_passed_over(path):
         create_chat_completion(PARAMS, with_journal(path))
         running.communicate(b"\n")
     assert rows(path, "SELECT run FROM calls") == [2]
+
+
+def test_a_process_that_goes_from_journal_to_journal_keeps_few_of_them_open(tmp_path):
+    store_module.close_all()
+    send, sent = counted()
+    paths = [str(tmp_path / f"{number}.db") for number in range(store_module.MOST_OPEN + 20)]
+    busy = store_module.store_of(tmp_path / "busy.db", False)
+    asked = [store_module.Asked("k", build_request(PARAMS), False)]
+    claims = busy.claim(asked)
+    first = responder({**with_journal(paths[0], send), "full_response": True})
+    for path in paths:
+        assert create_chat_completion(PARAMS, with_journal(path, send)) == DONE
+    opened = [store.path for store in store_module.stores.values() if store.db is not None]
+    assert set(opened) == {busy.path, *paths[-store_module.MOST_OPEN :]}
+    assert {path for path in locks.files if path.startswith(str(tmp_path))} == set(opened)
+    assert busy.claim(asked) == [store_module.Held(None)], "what is in flight is known"
+    assert len(claims) == 1
+    assert first(PARAMS)["cached"] is True, "a handler of one that was closed opens it again"
+    assert len(sent) == len(paths)
+    assert rows(paths[0], "SELECT state, run FROM calls") == [("answered", 1)]
+    store_module.close_all()
+
+
+def test_a_journal_that_can_not_begin_is_closed(path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(store_module, "connect", lambda *args: opened.append(connect(*args)) or opened[0])
+    monkeypatch.setattr(locks, "hold", refuse_to_hold)
+    with pytest.raises(JournalError, match="no locks here"):
+        store_module.store_of(path, False)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+def refuse_to_hold(path, run):
+    raise OSError("no locks here")
 
 
 # Maps

@@ -4,7 +4,8 @@ A process has one connection to a journal, behind a lock; each write is a transa
 makes it safe against the end of the process, and may be that of many calls.  A call is claimed by a row in state
 ``sent``, which a unique index allows once for a key.  Whoever finds such a row asks whether its claimant is alive: in
 this process the ``Claim`` itself, in others the lock of their run.  Before a fork the connection is closed, for
-SQLite's does not survive one; it is opened again at the next use.
+SQLite's does not survive one; it is opened again at the next use.  So are journals that others have followed and that
+have nothing in flight: a process that goes from job to job keeps the files of the last few open.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from chatfn.journal.rows import (
 from chatfn.spec import Request
 
 TRIES = 100  # to claim calls: others may be quicker now and then, but not again and again
+MOST_OPEN = 32  # journals, of four descriptors each
 COUNTED = 1_000  # answers from the file between two notes of their number
 
 
@@ -251,6 +253,18 @@ class Store:
             self.db.close()
             self.db = None
 
+    def rest(self) -> None:
+        """Let go of the file, unless it is in use here; the next use is another run."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            if self.db is not None and not self.claims and not self.unkept:
+                self.close()
+                self.forget()
+                locks.forget(self.path)
+        finally:
+            self.lock.release()
+
 
 def check_keys(found: Sequence[str], asked: Sequence[Asked]) -> None:
     """Raise if a row was found that is of another call, or is found for two."""
@@ -288,8 +302,16 @@ def store_of(path: str | os.PathLike[str], full: bool) -> Store:
         if store is None or store.db is None or store.full < full or identity(name) != store.file:
             real = os.path.realpath(name)
             store = stores.get(real) or Store(real, full)
-            store.open(full)
-            stores[real] = paths[name] = store
+            try:
+                store.open(full)
+            except BaseException:
+                store.close()
+                raise
+            stores.pop(real, None)
+            stores[real] = paths[name] = store  # the last of them
+            opened = [other for other in stores.values() if other.db is not None]
+            for other in opened[:-MOST_OPEN]:
+                other.rest()
     return store
 
 
