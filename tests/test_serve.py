@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 from urllib.parse import quote, urlsplit
 from wsgiref.util import setup_testing_defaults
@@ -19,6 +22,7 @@ from wsgiref.validate import validator
 
 import pytest
 import requests
+from cheroot.makefile import MakeFile
 from rawserver import answer, raw_server, stream
 
 import chatfn
@@ -26,6 +30,7 @@ from chatfn.errors import ChatError, failure
 from chatfn.middleware.codec import codec
 from chatfn.serve import app, gateway, serve, served
 from chatfn.serve.application import phrase
+from chatfn.serve.leaving import Connection
 from chatfn.serve.outgoing import wire_error
 from chatfn.serve.running import interrupt, url_at
 from chatfn.spec import Request, Response
@@ -222,6 +227,21 @@ def test_a_client_that_leaves_closes_the_handlers_stream() -> None:
         response.close()
         connection.close()
         assert closed.wait(WAIT)
+
+
+def test_of_a_client_that_leaves_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 and later tell of an error in the last close of a file, in which cheroot still writes."""
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = SimpleNamespace(peercreds_enabled=False, peercreds_resolve_enabled=False)
+        connection: Any = Connection(server, ours, MakeFile)
+    with suppress(OSError):
+        connection.wfile.write(b"data: one")
+    del connection
+    gc.collect()
+    assert said == []
 
 
 def test_requests_are_answered_at_the_same_time() -> None:

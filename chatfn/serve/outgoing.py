@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chatfn.chunks import DONE, collect
 from chatfn.errors import ChatError
@@ -17,9 +17,6 @@ from chatfn.spec import Category, Error, Json, Request, Response
 from chatfn.sse import encode
 from chatfn.transports import close
 from chatfn.unfold import events_of
-
-if TYPE_CHECKING:
-    pass
 
 Cancelled = Callable[[], bool]
 PASSED_ON = re.compile(

@@ -120,6 +120,8 @@ def server_of(application: WSGIApplication, host: str, port: int, threads: int) 
     """
     try:
         from cheroot.wsgi import Server
+
+        from chatfn.serve.leaving import Connection
     except ModuleNotFoundError:
         lacking = True
     else:
@@ -127,6 +129,7 @@ def server_of(application: WSGIApplication, host: str, port: int, threads: int) 
     if lacking:
         raise ValueError("serving needs the package 'cheroot': pip install 'chatfn[serve]'")
     server: Any = Server((host, port), application, numthreads=threads, request_queue_size=128, timeout=IDLE)
+    server.ConnectionClass = Connection
     server.shutdown_timeout = GRACE
     server.max_request_header_size = BOUNDS["headers"]
     server.keep_alive_conn_limit = 1_000
