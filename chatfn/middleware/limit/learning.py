@@ -17,6 +17,7 @@ from chatfn.middleware.limit.window import answered, freed, opened, refused
 
 MOST_SLACK = 1.0
 PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds after a refusal that names none
+LONGER = 1.5  # times the pause before, after one that was too short
 OFTEN = 0.005  # seconds between two reports that are read
 APART = 4  # times the requests that two reports may have overtaken, that lie between them
 MEMORY = 100  # requests over which it is learned how the server counts tokens
@@ -177,10 +178,11 @@ def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
     need = 2 * slot.tokens * state.charge
     low_requests, low_tokens = low(state.requests, requests, 2.0), low(state.tokens, tokens, need)
     explained = low_requests or low_tokens
-    window = refused(state.window, now, slot.number, slot.others, state.number, explained)
     wait = answer.retry_after or 0.0
+    needed = needed_of(state, slot) if wait < state.window.latency else inf
+    window = refused(state.window, now, slot.number, slot.others, state.number, explained, needed)
     if first and not explained and (blind or answer.retry_after is None):
-        wait = max(wait, min(LONGEST_PAUSE, PAUSE * 2.0 ** min(20, window.streak - 1)))
+        wait = max(wait, min(LONGEST_PAUSE, PAUSE * LONGER ** min(20, window.streak - 1)))
     state = state._replace(
         window=window,
         pause=max(state.pause, now + wait),
@@ -195,6 +197,12 @@ def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
         return state._replace(burst=max(1 / 60, state.burst / 4))
     late = state.late or (low_tokens and in_debt(state.tokens, tokens, answer.retry_after, need))
     return state._replace(late=late, charge=1.0 if late else state.charge, slack=min(MOST_SLACK, 1.5 * state.slack))
+
+
+def needed_of(state: State, slot: Slot) -> float:
+    """How many had to be in flight for all that went through since the last pause (Little's law)."""
+    took, window = slot.at - state.pause, state.window
+    return 1.0 + window.latency * (slot.number - window.cut) / took if 0 < took < inf else inf
 
 
 def low(meter: Meter | None, report: Report | None, need: float) -> bool:

@@ -1,7 +1,8 @@
 """How many requests may be in flight: additive increase, multiplicative decrease, after TCP's Reno (RFC 5681).
 
-It starts with a few, and doubles with each round trip (slow start) until the first refusal.  A refusal takes away a
-part, once for all that were in flight together, and each round trip without one adds the same amount again.
+It starts with a few, and doubles with each round trip (slow start) until a refusal.  A refusal takes away a part, once
+for all that were in flight together.  What is left is at most what the rate at which requests went through needed, as
+in TCP Westwood; near the size at which the refusal came it grows slowly, and faster beyond it, as in CUBIC (RFC 9438).
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from math import inf, log2
 from typing import NamedTuple
 
 FIRST = 8.0  # in flight at the start
-LOST, LOST_LATER = 0.5, 0.8  # what is left after a refusal: the first one comes when twice too many were sent
-REGAIN = 1 / 16  # of the size at the last refusal, that a round trip adds
+LOST, LOST_LATER = 0.75, 0.8  # what is left after a refusal; after the first one it begins again, up to so much
+CAREFUL = 0.95  # of the size at the last refusal, from which on it grows slowly
+REGAIN, LEAST = 1 / 64, 0.25  # of that size, that a round trip adds, and at least
+BEYOND = 1 / 16  # of what it has grown since, that a round trip adds if that is more
+SHUT = 4  # refusals with no answer between them, that are not for too many in flight
 GUESS = 0.5  # seconds of latency, until the first answer
 LARGEST = 1e6
 
@@ -26,6 +30,7 @@ class Window(NamedTuple):
     cut: int = 0  # requests up to this number were sent before the last decrease
     streak: int = 0  # decreases without a good answer to what was sent after the last
     moved: float = -inf  # when the last answer came, or the first request went
+    before: float = 2.0  # the threshold before the last decrease
 
 
 def allowed(window: Window, most: float) -> int:
@@ -33,8 +38,8 @@ def allowed(window: Window, most: float) -> int:
 
 
 def sent(window: Window, now: float) -> Window:
-    size, threshold, step, flying, latency, known, cut, streak, moved = window
-    return Window(size, threshold, step, flying + 1, latency, known, cut, streak, moved if flying else now)
+    size, threshold, step, flying, latency, known, cut, streak, moved, before = window
+    return Window(size, threshold, step, flying + 1, latency, known, cut, streak, moved if flying else now, before)
 
 
 def freed(window: Window) -> Window:
@@ -44,31 +49,39 @@ def freed(window: Window) -> Window:
 
 def answered(window: Window, now: float, took: float, number: int, others: int, most: float) -> Window:
     """The window after a good answer to the request ``number``, sent when ``others`` were in flight."""
-    size, threshold, step, flying, latency, known, cut, streak, _ = window
+    size, threshold, step, flying, latency, known, cut, streak, _, before = window
     latency = 0.9 * latency + 0.1 * took if known else took
-    if size < most and 2 * (others + 1) >= size:  # else it is not what holds requests back
-        size = min(LARGEST, size + (1.0 if size < threshold else step / size))
-    return Window(size, threshold, step, max(0, flying - 1), latency, True, cut, 0 if number > cut else streak, now)
+    if number > cut and size < most and 2 * (others + 1) >= size:  # else it is not what holds requests back
+        size = min(LARGEST, size + (1.0 if size < threshold else max(step, BEYOND * (size - threshold)) / size))
+    streak = 0 if number > cut else streak
+    return Window(size, threshold, step, max(0, flying - 1), latency, True, cut, streak, now, before)
 
 
-def refused(window: Window, now: float, number: int, others: int, newest: int, explained: bool) -> Window:
+def refused(
+    window: Window, now: float, number: int, others: int, newest: int, explained: bool, need: float = inf
+) -> Window:
     """The window after a refusal of the request ``number``, sent when ``others`` were in flight; ``newest`` was the
     last one sent.
 
-    ``explained``: a rate was used up, so that as many may be in flight as that rate needs.  After a second refusal
-    without an answer between them it begins again with one.
+    ``explained``: a rate was used up, so that as many may be in flight as that rate needs.  ``need``: how many had to
+    be, for all that went through since the last decrease.  After a second refusal without an answer between them it
+    begins again with one; after some more, nothing is let in, and the last decrease was a mistake.
     """
-    size, threshold, step, flying, latency, known, cut, streak, _ = window
+    size, threshold, step, flying, latency, known, cut, streak, _, before = window
     if number > cut:
         streak, cut = streak + 1, newest
         if explained:
-            size = threshold = max(1.0, size * LOST_LATER)
-        elif streak == 1:
-            size = threshold = max(1.0, min(size, others + 1.0) * (LOST if threshold == inf else LOST_LATER))
+            size, threshold = max(1.0, size * LOST_LATER), max(1.0, size * CAREFUL)
+        elif streak > 1:
+            size, threshold = 1.0, max(2.0, threshold if streak < SHUT else before)
+        elif threshold == inf:
+            before = threshold = max(1.0, min(size, others + 1.0) * LOST)
+            size = min(FIRST, threshold)
         else:
-            size, threshold = 1.0, max(2.0, threshold * LOST_LATER)
-        step = max(1.0, threshold * REGAIN)
-    return Window(size, threshold, step, max(0, flying - 1), latency, known, cut, streak, now)
+            full, before = min(size, others + 1.0, need), threshold
+            size, threshold = max(1.0, full * LOST_LATER), max(1.0, full * CAREFUL, threshold / 2)
+        step = max(LEAST, threshold * REGAIN)
+    return Window(size, threshold, step, max(0, flying - 1), latency, known, cut, streak, now, before)
 
 
 def opened(window: Window, rate: float) -> Window:
