@@ -86,6 +86,15 @@ def failure(category: Category, message: str) -> Response:
     }
 
 
+def unsent(category: Category, message: str) -> Response:
+    """The response map of a request that was not sent.
+
+    >>> unsent("forbidden", "no key")["attempts"]
+    0
+    """
+    return {**failure(category, message), "attempts": 0}
+
+
 def error_map(
     status: int, headers: Mapping[str, str], body: Any, classify: Classify = category_of, now: float = 0.0
 ) -> Error:

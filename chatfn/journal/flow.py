@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 from chatfn.chunks import collector
-from chatfn.errors import failure
+from chatfn.errors import unsent
 from chatfn.journal.key import request_key
 from chatfn.journal.rows import Answer, Outcome, answer_outcome, error_outcome
 from chatfn.journal.store import Asked, Claim, Held, Store
 from chatfn.middleware import Call, Flow, Sleep, Stream, Together, WoundDown, middleware
-from chatfn.middleware.streams import CLOSED, tapped
+from chatfn.middleware.streams import CLOSED, tapped, whoever
 from chatfn.plain import without
 from chatfn.secret import mask, secrets_of
 from chatfn.spec import Error, Json, Request, Response
@@ -155,16 +152,3 @@ def spelled(completion: dict[str, Any], body: Any) -> Iterator[dict[str, Any]]:
         last = event
     if last is not None:
         yield {**last, "usage": usage}
-
-
-def unsent(category: Any, message: str) -> Response:
-    return {**failure(category, message), "attempts": 0}
-
-
-def whoever() -> object:
-    """Who is running: a task, or a thread."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        with suppress(RuntimeError):  # no loop runs here
-            return asyncio.current_task() or threading.get_ident()
-    return threading.get_ident()

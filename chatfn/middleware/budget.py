@@ -8,21 +8,18 @@ surely cost nothing is given back.  Where nobody knows, after a timeout say, the
 from __future__ import annotations
 
 import json
-import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any, cast
 
 from chatfn.atom import Atom
-from chatfn.errors import failure
+from chatfn.errors import unsent
 from chatfn.middleware import Flow, Sleep, WoundDown, middleware
 from chatfn.middleware.bounds import Budget, bound_of, used_of
 from chatfn.middleware.cost import streamed, usage_watch
 from chatfn.middleware.ledger import NOTHING, Amount, Cap, Ledger, fits, ledger_of, plus, reserve, settle
-from chatfn.middleware.streams import tapped
+from chatfn.middleware.streams import tapped, whoever
 from chatfn.prices import ATTOS, decimal_of, lookup_of
 from chatfn.spec import Error, Json, Middleware, Request, Response
 from chatfn.usage import is_stream
@@ -195,16 +192,3 @@ def usd_text(attos: int) -> str:
 def refused(category: Any, code: str, message: str) -> Response:
     response = unsent(category, message)
     return {**response, "error": {**response["error"], "code": code}}
-
-
-def unsent(category: Any, message: str) -> Response:
-    return {**failure(category, message), "attempts": 0}
-
-
-def whoever() -> object:
-    """Who is running: a task, or a thread."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        with suppress(RuntimeError):  # no loop runs here
-            return asyncio.current_task() or threading.get_ident()
-    return threading.get_ident()

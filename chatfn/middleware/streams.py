@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -99,3 +101,12 @@ async def atap(
     finally:
         await aclose(body)
         end(error)
+
+
+def whoever() -> object:
+    """Who is running: a task, or a thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        with suppress(RuntimeError):  # no loop runs here
+            return asyncio.current_task() or threading.get_ident()
+    return threading.get_ident()
