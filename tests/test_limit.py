@@ -26,6 +26,7 @@ from chatfn.middleware.limit.sizes import Guess, Size, size_of, taught, tokens_o
 from chatfn.middleware.limit.state import Fixed, Slot, Wait, left, looked, state_of
 from chatfn.middleware.limit.window import Window, answered, opened, refused
 from chatfn.middleware.retry import retry
+from chatfn.secret import Secret
 from chatfn.stack import layer, layers_of
 
 URL = "https://h/v1/chat/completions"
@@ -346,7 +347,7 @@ def test_a_refusal_pauses_all_rows_and_nobody_waits_twice():
 
 def test_one_deployment_does_not_wait_for_another():
     for model, expected in (("a", True), ("b", False)):
-        account = account_of(URL, model, Fixed())
+        account = account_of(URL, model, None, Fixed())
         slot = looked(account.atom.deref(), 0.0, None, SIZE).answer
         account.atom.swap(lambda state: looked(state, 0.0, None, SIZE))
         if expected:
@@ -355,6 +356,17 @@ def test_one_deployment_does_not_wait_for_another():
         next(flow)
         assert (type(flow.send(1.0)) is Sleep) is expected
         flow.close()
+
+
+def test_one_key_does_not_wait_for_another_on_the_same_endpoint():
+    def asked(api_key):
+        return {**REQUEST, "auth": {"header": "authorization", "scheme": "Bearer", "secret": Secret(api_key)}}
+
+    asking = [limit(rpm=1).flow(asked(key)) for key in ("one", "two", "one", lambda: "one", lambda: "two")]
+    for flow in asking:
+        next(flow)
+    sent = [type(flow.send(1.0)) is not Sleep for flow in asking]
+    assert sent == [True, True, False, True, False]  # whose key a function gives nobody knows
 
 
 def test_pauses_grow_while_a_server_refuses_without_a_word():
@@ -469,7 +481,7 @@ def test_a_row_that_cannot_be_sent_before_its_deadline_is_told_at_once():
     in_time = limit(rpm=1).flow({**REQUEST, "due": 70.0})
     next(in_time)
     assert type(in_time.send(1.0)) is Sleep  # the place of the one who left is free
-    assert account_of(URL, "m", Fixed(1)).atom.deref().line.waiting == 1
+    assert account_of(URL, "m", None, Fixed(1)).atom.deref().line.waiting == 1
 
 
 def test_a_row_whose_map_is_over_does_not_wait():
@@ -494,7 +506,7 @@ def now_of(fixed=FREE):
     flow = limit(fixed.rpm, fixed.tpm, None if fixed.concurrency == math.inf else int(fixed.concurrency)).flow(REQUEST)
     next(flow)
     flow.send(1e6)
-    state = account_of(URL, "m", fixed).atom.deref()
+    state = account_of(URL, "m", None, fixed).atom.deref()
     flow.close()
     return state
 
@@ -530,7 +542,7 @@ def streamed(events, how):
     flow.send({"status": 200, "headers": HEADERS, "body": iter(events)})
     with pytest.raises(StopIteration) as stop:
         flow.send(0.2)
-    account = account_of(URL, "m", Fixed())
+    account = account_of(URL, "m", None, Fixed())
     assert account.atom.deref().requests.capacity == 60  # known before the stream ends
     assert account.atom.deref().window.flying == 1
     how(stop.value.value["body"])
@@ -806,7 +818,7 @@ def test_calls_on_threads_and_in_tasks_share_one_state():
 
     assert len(asyncio.run(tasks())) == 8
     assert most[0] == 2
-    assert account_of(URL, "m", Fixed(concurrency=2)).atom.deref().window.flying == 0
+    assert account_of(URL, "m", None, Fixed(concurrency=2)).atom.deref().window.flying == 0
 
 
 def test_the_single_call_takes_a_limit_streams_too():
@@ -820,7 +832,7 @@ def test_the_single_call_takes_a_limit_streams_too():
 FORK = """
 import os
 from chatfn.middleware.limit import Fixed, account_of
-account_of("u", "m", Fixed())
+account_of("u", "m", None, Fixed())
 child = os.fork()
 if child == 0:
     os._exit(account_of.cache_info().currsize)
@@ -836,7 +848,7 @@ def test_a_child_process_begins_anew():
 
 def test_the_number_of_states_is_bounded():
     for number in range(DEPLOYMENTS + 10):
-        account_of(URL, str(number), Fixed())
+        account_of(URL, str(number), None, Fixed())
     assert account_of.cache_info().currsize == DEPLOYMENTS
 
 

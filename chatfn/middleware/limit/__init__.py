@@ -22,6 +22,7 @@ from chatfn.middleware.limit.line import Ticket
 from chatfn.middleware.limit.sizes import size_of
 from chatfn.middleware.limit.state import Fixed, Slot, State, Wait, left, looked, state_of
 from chatfn.middleware.streams import tapped
+from chatfn.secret import fingerprint
 from chatfn.spec import Error, Middleware, Request, Response
 
 DEPLOYMENTS = 1_024  # that a process knows the limits of
@@ -172,19 +173,21 @@ def moved(account: Account, move: Callable[..., State], now: float, *args: Any) 
     return account.atom.swap(all_moves) if notes else account.atom.swap(move, now, *args)
 
 
-def target_of(request: Request) -> tuple[str, str]:
-    """What has limits of its own: an endpoint, with its deployment, and a model.
+def target_of(request: Request) -> tuple[str, str, Any]:
+    """What has limits of its own: an endpoint, with its deployment, a model, and a key, by its fingerprint; of a
+    function that gives keys nobody knows whose they are.
 
     >>> target_of({"url": "https://h/v1/chat/completions?a=1", "body": {"model": "m"}})
-    ('https://h/v1/chat/completions', 'm')
+    ('https://h/v1/chat/completions', 'm', None)
     """
-    body = request["body"]
+    body, auth = request["body"], request.get("auth")
     model = body.get("model") if isinstance(body, Mapping) else None
-    return request["url"].partition("?")[0], model if isinstance(model, str) else ""
+    whose = None if auth is None or auth["secret"].kind != "value" else fingerprint(auth["secret"])
+    return request["url"].partition("?")[0], model if isinstance(model, str) else "", whose
 
 
 @lru_cache(DEPLOYMENTS)
-def account_of(url: str, model: str, fixed: Fixed) -> Account:
+def account_of(url: str, model: str, whose: Any, fixed: Fixed) -> Account:
     return Account(Atom(state_of(fixed, -inf)), deque())
 
 
