@@ -157,20 +157,22 @@ def noted(account: Account, slot: Slot, usage: list[Any], error: Error | None) -
 
 def moved(account: Account, move: Callable[..., State], now: float, *args: Any) -> State:
     """The state after all that was noted, and a move."""
+    if not account.notes:
+        return account.atom.swap(move, now, *args)
+    return account.atom.swap(lambda state: move(brought_up(state, account.notes, now), now, *args))
 
-    def all_moves(state: State) -> State:
-        while notes:
-            held, answer = notes.popleft()
-            if type(held) is Ticket:
-                state = left(state, held)
-            elif answer is None:
-                state = abandoned(state, cast(Slot, held))
-            else:
-                state = settled(state, now, cast(Slot, held), answer)
-        return move(state, now, *args)
 
-    notes = account.notes
-    return account.atom.swap(all_moves) if notes else account.atom.swap(move, now, *args)
+def brought_up(state: State, notes: deque[tuple[Slot | Ticket, Answer | None]], now: float) -> State:
+    """The state after all that was noted."""
+    while notes:
+        held, answer = notes.popleft()
+        if type(held) is Ticket:
+            state = left(state, held)
+        elif answer is None:
+            state = abandoned(state, cast(Slot, held))
+        else:
+            state = settled(state, now, cast(Slot, held), answer)
+    return state
 
 
 def target_of(request: Request) -> tuple[str, str, Any]:

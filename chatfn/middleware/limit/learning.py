@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from chatfn.middleware.limit.headers import Report, report_of
 from chatfn.middleware.limit.meters import NEAR, Meter, Seen, level_at, reported
-from chatfn.middleware.limit.sizes import taught
-from chatfn.middleware.limit.state import Slot, State
-from chatfn.middleware.limit.window import answered, freed, opened, refused
+from chatfn.middleware.limit.sizes import Guess, taught
+from chatfn.middleware.limit.state import MOVED, Slot, State
+from chatfn.middleware.limit.window import Window, answered, freed, opened, refused
 
 MOST_SLACK = 1.0
 PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds after a refusal that names none
 LONGER = 1.5  # times the pause before, after one that was too short
-OFTEN = 0.005  # seconds between two reports that are read
+OFTEN = 0.01  # seconds between two reports that are read
 APART = 4  # times the requests that two reports may have overtaken, that lie between them
 MEMORY = 100  # requests over which it is learned how the server counts tokens
 FEWEST, MOST = 0.75, 64.0  # tokens that the server may count for one of ours
@@ -40,53 +40,62 @@ def settled(state: State, now: float, slot: Slot, answer: Answer) -> State:
     """The state after the end of a request."""
     if slot.number > state.number:  # of a state that is no more
         return state
-    changes = news(state, now, slot, answer)
+    state = heard(state, now, slot, answer)
     if answer.error == "busy":
-        state = refusal(state._replace(**changes), now, slot, answer)
-        return state._replace(**paid(state, {}, slot, 0.0))
-    window = changes.get("window", state.window)
+        state = refusal(state, now, slot, answer)
+        return paid(state, state.window, state.guess, slot, 0.0)
     if answer.error is None:
         took, most = max(0.0, now - slot.at), state.fixed.concurrency
-        changes["window"] = answered(window, now, took, slot.number, slot.others, most)
+        window = answered(state.window, now, took, slot.number, slot.others, most)
     else:
-        changes["window"] = freed(window)
-    if answer.read is None and answer.written is None:
-        return state._replace(**paid(state, changes, slot, slot.tokens))
-    changes["guess"] = taught(state.guess, slot.size, answer.read, answer.written)
-    return state._replace(**paid(state, changes, slot, (answer.read or 0.0) + (answer.written or 0.0)))
+        window = freed(state.window)
+    read, written = answer.read, answer.written
+    if read is None and written is None:
+        return paid(state, window, state.guess, slot, slot.tokens)
+    return paid(state, window, taught(state.guess, slot.size, read, written), slot, (read or 0.0) + (written or 0.0))
 
 
 def abandoned(state: State, slot: Slot) -> State:
     """The state after a request whose end nobody saw: it is counted as it was reserved."""
     if slot.number > state.number:
         return state
-    return state._replace(**paid(state, {"window": freed(state.window)}, slot, slot.tokens))
+    return paid(state, freed(state.window), state.guess, slot, slot.tokens)
 
 
 def heard(state: State, now: float, slot: Slot, answer: Answer) -> State:
-    """The state after the headers of a response that goes on."""
+    """The state after the headers of a response, which may go on."""
     if slot.number > state.number:
         return state
-    return state._replace(**news(state, now, slot, answer))
+    changes = news(state, now, slot, answer)
+    return state._replace(**changes) if changes else state
 
 
-def paid(state: State, changes: Changes, slot: Slot, real: float) -> Changes:
-    """The changes, and those when the tokens of a request are known: its reservation becomes what it was."""
-    back = slot.tokens - real
-    changes["reserved"] = max(0.0, state.reserved - slot.tokens) if state.window.flying else 0.0
-    changes["answer"] = None
-    own, meter, seen = (
-        state.own_tokens,
-        changes.get("tokens", state.tokens),
-        changes.get("seen_tokens", state.seen_tokens),
+def paid(state: State, window: Window, guess: Guess, slot: Slot, real: float) -> State:
+    """The state when the tokens of a request are known: its reservation becomes what it was."""
+    own, meter, back = state.own_tokens, state.tokens, slot.tokens - real
+    if back and own is not None:
+        own = own._replace(level=min(own.capacity, own.level + back))
+    if back and meter is not None and meter.reset > state.time:
+        seen = state.seen_tokens
+        if state.late or seen is None or slot.number > seen.number:  # not counted by the server as yet
+            meter = meter._replace(level=min(meter.capacity, meter.level + back * state.charge))
+    rest: tuple[Any, ...] = state[MOVED:]
+    return State(
+        state.own_requests,
+        own,
+        state.requests,
+        meter,
+        state.line,
+        window,
+        state.number,
+        state.mark,
+        state.total,
+        max(0.0, state.reserved - slot.tokens) if window.flying else 0.0,
+        state.time,
+        None,
+        guess,
+        *rest,
     )
-    if own is not None and back:
-        changes["own_tokens"] = own._replace(level=min(own.capacity, own.level + back))
-    if meter is None or meter.reset <= state.time:
-        return changes
-    if back and (state.late or seen is None or slot.number > seen.number):  # not counted by the server as yet
-        changes["tokens"] = meter._replace(level=min(meter.capacity, meter.level + back * state.charge))
-    return changes
 
 
 def news(state: State, now: float, slot: Slot, answer: Answer) -> Changes:

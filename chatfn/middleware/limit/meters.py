@@ -44,19 +44,22 @@ def level_at(meter: Meter, now: float) -> float:
     >>> level_at(Meter(60, 1.0, 0.0, at=100.0), 130.0), level_at(Meter(60, 0.0, 5.0, at=100.0, reset=130.0), 130.0)
     (30.0, 60)
     """
-    if now >= meter.reset:
-        return meter.capacity
-    return min(meter.capacity, meter.level + meter.rate * max(0.0, now - meter.at))
+    capacity, rate, level, at, reset, _ = meter
+    if now >= reset:
+        return capacity
+    if now > at:
+        level += rate * (now - at)
+    return min(capacity, level)
 
 
 def spent(meter: Meter, now: float, amount: float) -> Meter:
     """The meter after ``amount`` was sent."""
     capacity, rate, level, at, reset, period = meter
-    if now < reset:
-        level = min(capacity, level + rate * max(0.0, now - at))
-    else:
+    if now >= reset:
         level, reset = capacity, next_reset(meter, now)
-    return Meter(capacity, rate, level - amount, max(now, at), reset, period)
+    elif now > at:
+        level = min(capacity, level + rate * (now - at))
+    return Meter(capacity, rate, level - amount, max(at, now), reset, period)
 
 
 def next_reset(meter: Meter, now: float) -> float:
@@ -71,8 +74,8 @@ def ready_at(meter: Meter, now: float, ahead: float, own: float, margin: float =
     >>> ready_at(Meter(60, 1.0, 0.0, at=100.0), 100.0, ahead=4, own=1)
     105.0
     """
-    capacity = meter.capacity
-    missing = ahead + (min(capacity, own + margin)) - level_at(meter, now)
+    capacity, need = meter.capacity, own + margin
+    missing = ahead + min(capacity, need) - level_at(meter, now)
     if missing <= 1e-6:
         return now
     if meter.rate > 0:

@@ -51,7 +51,7 @@ class Wait(NamedTuple):
 
 
 class State(NamedTuple):
-    # what every send moves, first, so that the rest can be taken over as one slice
+    # what every send and every answer moves, first, so that the rest can be taken over as one slice
     own_requests: Meter | None  # the meters of the fixed limits
     own_tokens: Meter | None
     requests: Meter | None = None  # the server's, learned
@@ -64,13 +64,13 @@ class State(NamedTuple):
     reserved: float = 0.0  # of what is in flight
     time: float = -inf  # of the last look
     answer: Slot | Wait | None = None  # to that look
+    guess: Guess = Guess()
     fixed: Fixed = Fixed()
     newest: int = 0  # request that headers were heard of
     heard: float = -inf  # when
     seen_requests: Seen | None = None
     seen_tokens: Seen | None = None
     base: Seen | None = None  # an older one, to compare with
-    guess: Guess = Guess()
     charged: float = 2_000.0  # sums of tokens as the server counts them, and as we do; the first are there
     counted: float = 2_000.0  # to be outweighed
     charge: float = 1.0  # tokens that the server counts for one of ours: the one over the other
@@ -169,8 +169,8 @@ def gone(state: State, now: float, tokens: float, size: Size, line: Line) -> Sta
     own_requests, own_tokens, requests, metered = state.own_requests, state.own_tokens, state.requests, state.tokens
     if now > mark[0] + state.slack:
         mark = (now, state.number, mark[1] if now <= mark[0] + 2 * state.slack else state.number)
-    slot = Slot(number, now, tokens, size, total, window.flying, state.reserved, state.number - mark[2])
     rest: tuple[Any, ...] = state[MOVED:]
+    slot = Slot(number, now, tokens, size, total, window.flying, state.reserved, state.number - mark[2])
     return State(
         None if own_requests is None else spent(own_requests, now, 1.0),
         None if own_tokens is None else spent(own_tokens, now, tokens),
@@ -184,6 +184,7 @@ def gone(state: State, now: float, tokens: float, size: Size, line: Line) -> Sta
         state.reserved + tokens,
         max(now, state.time),
         slot,
+        state.guess,
         *rest,
     )
 
