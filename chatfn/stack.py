@@ -68,6 +68,8 @@ def layer(item: Any) -> Middleware:
     >>> layer(["retry", {"attempts": 6}]).__name__
     'wrap'
     """
+    if getattr(item, "makes_layers", False):
+        raise TypeError(f"{item.__name__} makes middleware of settings: call it, {item.__name__}()")
     if callable(item):
         return cast(Middleware, item)
     name, settings = named(item, "middleware")

@@ -1243,3 +1243,14 @@ def test_the_request_of_a_row_is_the_one_that_is_built() -> None:
     assert {key: sent[key] for key in built if key != "body"} == {key: built[key] for key in built if key != "body"}
     assert json.loads(sent["body"]) == built["body"]
     assert "sk-secret" not in repr(row)
+
+
+def test_a_row_that_is_no_map_says_what_to_give_and_rows_that_are_none_raise_at_once() -> None:
+    wrong: Any = ["hi", None]
+    found = list(map_chat(wrong, {"transport": "echo"}))
+    assert [row["row"] for row in found] == wrong
+    assert found[0]["error"]["category"] == "incorrect"
+    assert found[0]["error"]["message"] == "the row is str; give a mapping with 'params', or the function params_of"
+    wrong = 5
+    with pytest.raises(TypeError, match="not iterable"):
+        map_chat(wrong, {"transport": "echo"})

@@ -233,6 +233,17 @@ def test_an_awaitable_credential_is_awaited():
     assert asyncio.run(acreate_chat_completion(params, {"transport": "echo", "api_key": token}))["choices"]
 
 
+def test_a_function_that_makes_middleware_is_called_first():
+    @middleware
+    def polite(request, word="please"):
+        return (yield request)
+
+    params = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    for maker in (polite, retry):
+        with pytest.raises(TypeError, match=rf"call it, {maker.__name__}\(\)"):
+            create_chat_completion(params, {"transport": "echo", "middleware": [maker]})
+
+
 def test_middleware_by_name_and_settings():
     assert set(MIDDLEWARE) >= {"cost", "journal", "fallback", "balance", "retry", "budget"}
     with pytest.raises(ValueError, match="did you mean 'retry'"):

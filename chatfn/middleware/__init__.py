@@ -92,6 +92,7 @@ def middleware(flow: Callable[Concatenate[Request, P], Flow]) -> Callable[P, Mid
         wrap.flow = steps_of  # type: ignore[attr-defined]  # for those who compose flows, not handlers
         return wrap
 
+    make.makes_layers = True  # type: ignore[attr-defined]  # for those who are given it uncalled
     return make
 
 

@@ -159,7 +159,8 @@ def running(
         ending.set()
         results.put(NUDGE)
 
-    return Running(answered(rows, start, results, stopped, ending, concurrency, ordered), stop, wind_down)
+    source = iter(rows)  # now, for what can't be iterated raises
+    return Running(answered(source, start, results, stopped, ending, concurrency, ordered), stop, wind_down)
 
 
 def answered(  # noqa: C901  # one loop, and all of its state

@@ -30,6 +30,8 @@ def row_flow(
 ) -> Flow:
     """The flow of one row: its request, and of a stream what its events fold to."""
     row = task[1]
+    if params_of is None and not isinstance(row, Mapping):
+        raise TypeError(f"the row is {type(row).__name__}; give a mapping with 'params', or the function params_of")
     params = row["params"] if params_of is None else params_of(row)
     request: Any = {**request_of(params), "cancelled": stopped.is_set}
     if isinstance(row, Mapping) and row.get("sample") is not None:
