@@ -404,3 +404,26 @@ def test_a_fingerprint_tells_secrets_apart_and_nobody_what_they_are() -> None:
     assert all(fingerprint(one) != fingerprint(other) for one, other in others)
     assert KEY not in repr(fingerprint(Secret(KEY)))
     assert fingerprint(hidden([KEY])) is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("problem", [RuntimeError("a bug"), KeyboardInterrupt()])
+def test_what_a_transport_raises_shows_no_secret_on_its_way(problem: BaseException, stream: bool) -> None:
+    """A bug, or Ctrl-C, with the frames of all layers in its traceback; within a stream too."""
+
+    def before(request: Any) -> Any:
+        raise problem
+
+    def within(request: Any) -> Any:
+        def pieces() -> Any:
+            raise problem
+            yield b""
+
+        return {"status": 200, "headers": {"content-type": "application/json"}, "body": pieces()}
+
+    params = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    for transport in (before, within) if stream else (before,):
+        options = {"api_key": KEY, "transport": transport}
+        with pytest.raises(type(problem)) as caught:
+            create_chat_completion(params, options)
+        assert KEY not in told(caught.value)

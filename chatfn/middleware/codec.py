@@ -17,7 +17,7 @@ from chatfn.fastjson import fast_loads
 from chatfn.middleware import Call, Flow, StreamFlow, middleware
 from chatfn.middleware.streams import aevents, events
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all, secrets_of
-from chatfn.spec import Classify, Error, Request, Response
+from chatfn.spec import Category, Classify, Error, Request, Response
 from chatfn.sse import decoder
 from chatfn.transports import aclose, close
 
@@ -29,43 +29,46 @@ WHOLE_BYTES = 65_536  # of an answer that should have been a stream
 
 @middleware
 def codec(request: Request, classify: Classify = category_of) -> Flow:
-    """Bytes for the transport and data for the rest, whole or streamed; what is no answer gets its ``error`` here."""
-    secrets = secrets_of(request)
+    """Bytes for the transport and data for the rest, whole or streamed; what is no answer gets its ``error`` here.
+
+    No secret is in a variable here while another works: what it raises shows the variables of this frame too."""
     if request.get("cancelled", bool)():  # nothing new is sent for a caller who has gone
         return failure("interrupted", "the call was cancelled")
     try:
         response: Response = yield encode(request)
     except OSError as exc:  # of a transport of the caller's own
-        return failure("interrupted" if isinstance(exc, TimeoutError) else "unavailable", worded(exc, secrets))
+        category: Category = "interrupted" if isinstance(exc, TimeoutError) else "unavailable"
+        return failure(category, worded(exc, secrets_of(request)))
     if "error" in response:
+        secrets = secrets_of(request)
         headers = mask_all(dict(response["headers"]), secrets)
         return {**response, "headers": headers, "error": mask_all(response["error"], secrets)}
     body = response["body"]
     if not request["stream"] or not 200 <= response["status"] < 300:
         whole = b"".join(body) if isinstance(body, (list, tuple)) else body
-        return decode({**response, "body": whole}, secrets, classify, time.time())
-    response = {**response, "headers": mask_in_headers(response["headers"], secrets)}
+        return decode({**response, "body": whole}, secrets_of(request), classify, time.time())
+    response = {**response, "headers": mask_in_headers(response["headers"], secrets_of(request))}
     if isinstance(body, bytes):
         body = iter([body])
     elif not hasattr(body, "__anext__"):
         body = aiter(body) if hasattr(body, "__aiter__") else iter(body)
     kind = response["headers"].get("content-type", "text/event-stream").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        return (yield from no_stream({**response, "body": body}, kind, request["timeout"][1], secrets, classify))
+        return (yield from no_stream({**response, "body": body}, kind, request, classify))
     first: Read = yield Call(partial(read, body))
     if not isinstance(first.chunk, bytes):
         yield Call(partial(leave, body))
         error = first.chunk or interrupted("the stream ended before its first byte")
-        return {**response, "body": None, "error": mask_all(merge({"status": response["status"]}, error), secrets)}
+        masked: Error = mask_all(merge({"status": response["status"]}, error), secrets_of(request))
+        return {**response, "body": None, "error": masked}
     due = None if response.get("arrived") else request.get("due")  # what is at hand may be of another clock
-    steps = streamed(body, first, request, due, event_reader(request, response, secrets, classify))
+    steps = streamed(body, first, request, due, event_reader(request, response, secrets_of(request), classify))
     return {**response, "body": (aevents if hasattr(body, "__anext__") else events)(steps, body)}
 
 
-def no_stream(response: Response, kind: str, left: float, secrets: list[str], classify: Classify) -> Flow:
-    """The error of a 2xx that should stream and does not: the server's own, if its body is one.  It has ``left``
-    seconds."""
-    body, text = response["body"], b""
+def no_stream(response: Response, kind: str, request: Request, classify: Classify) -> Flow:
+    """The error of a 2xx that should stream and does not: the server's own, if its body is one."""
+    body, text, left = response["body"], b"", request["timeout"][1]
     while len(text) < WHOLE_BYTES and left > 0:
         got: Read = yield Call(partial(read, body))
         if not isinstance(got.chunk, bytes):
@@ -73,6 +76,7 @@ def no_stream(response: Response, kind: str, left: float, secrets: list[str], cl
         text += got.chunk
         left -= got.waited
     yield Call(partial(leave, body))
+    secrets = secrets_of(request)
     found = decode({**response, "body": text}, secrets, classify, time.time())
     if "error" in found and isinstance(found["body"], dict):
         return found
