@@ -97,12 +97,14 @@ def cost_lines(days: list[Json], prices: list[str]) -> Iterator[str]:
     >>> print(*cost_lines([day], ["the table given"]), sep="\\n")
     cost       $0.5000 and 1 of unknown cost (prices: the table given)
                2026-11-23  m  2 calls  40 tokens  $0.5000 and 1 of unknown cost
+    >>> print(next(cost_lines([{**day, "usd": None}], []))[:71])
+    cost       1 of unknown cost (prices are data of genai-prices: pip inst
     """
     known = [Decimal(str(entry["usd"])) for entry in days if entry["usd"] is not None]
     unpriced = sum(entry["unpriced"] for entry in days)
     cost = cost_text(sum(known, Decimal(0)) if known else None, unpriced)
     if cost:
-        yield f"cost       {cost} (prices: {', '.join(prices) or NO_LIBRARY})"
+        yield f"cost       {cost} ({'prices: ' + ', '.join(prices) if prices else NO_LIBRARY})"
     for entry in days:
         used = f"{entry['calls']:,} calls  {entry['tokens']['total']:,} tokens"
         paid = cost_text(entry["usd"], entry["unpriced"])

@@ -53,7 +53,8 @@ CONNECTION = (
     click.option(
         "--transport",
         metavar="NAME",
-        help="What sends: requests (default), echo (a model in the process), or a name with its settings as JSON: "
+        help="What sends: requests (default), curl (many at once), echo (a model in the process), or a name with its "
+        "settings as JSON: "
         """'["replay", {"path": "calls.jsonl"}]'.""",
     ),
     click.option("--api-endpoint", metavar="URL", help="Where the API is; else --impl or the environment says."),
