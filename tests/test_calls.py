@@ -308,3 +308,16 @@ def test_options_that_were_fine_once_are_still_refused_when_they_are_not():
     for wrong, error in ((True, TypeError), (1, None), (1.0, None), ("1", TypeError)):
         with pytest.raises(error) if error else nullcontext():
             create_chat_completion(PARAMS, {"transport": "echo", "deadline": wrong})
+
+
+@pytest.mark.parametrize(
+    ("transport", "words"),
+    [
+        (["echo", {"model": "m"}], "the transport 'echo' has no settings"),
+        (["requests", {"http": "2"}], "the transport 'requests' has no settings"),
+        (["replay", {"pth": "calls.jsonl"}], "unknown setting 'pth' of 'replay': did you mean 'path'"),
+    ],
+)
+def test_a_setting_that_a_transport_does_not_have_is_refused(transport, words):
+    with pytest.raises(ValueError, match=words):
+        chatfn.responder({"transport": transport, "api_key": "k"})

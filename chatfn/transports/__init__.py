@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from inspect import isawaitable
+from inspect import Parameter, isawaitable, signature
 from typing import Any, NamedTuple
 
 from pyrsistent import PMap, pmap
@@ -70,9 +70,19 @@ def transport_of(option: Any) -> Any:
             f"unknown transport {name!r}{nearest(name, TRANSPORTS)}; known: {', '.join(sorted(TRANSPORTS))}"
         )
     found = transport_function(name)
-    if settings and hasattr(found, "configured"):
-        return found.configured(**settings)
-    return found(**settings) if name in MAKERS else found
+    maker = found if name in MAKERS else getattr(found, "configured", None) if settings else None
+    check_settings(name, settings, maker)
+    return found if maker is None else maker(**settings)
+
+
+def check_settings(name: str, settings: Mapping[str, Any], maker: Any) -> None:
+    """Raise for settings that a transport does not have."""
+    if settings and maker is None:
+        raise ValueError(f"the transport {name!r} has no settings; name it alone")
+    known = signature(maker).parameters if settings else {}
+    for setting in settings:
+        if setting not in known and all(one.kind is not Parameter.VAR_KEYWORD for one in known.values()):
+            raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, known)}")
 
 
 def transport_function(name: str) -> Any:
