@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import sha256
 from typing import Any, Literal
 
 Kind = Literal["value", "function", "absent"]  # a function may return another value next time
@@ -84,6 +83,8 @@ def fingerprint(secret: Secret) -> Any:
     (True, False)
     """
     if secret.kind == "value":
+        from hashlib import sha256  # here, for it is slow to import
+
         value = secret.reveal()
         return sha256(value.encode("utf-8", "surrogatepass")).digest() if isinstance(value, str) else None
     return secret.reveal if secret.kind == "absent" else secret._reveal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from inspect import signature
 from math import prod
 from typing import Any, cast
@@ -12,28 +13,23 @@ from pyrsistent import PMap, pmap
 from toolz import compose
 
 from chatfn.errors import category_of
-from chatfn.journal import budget, journal
-from chatfn.middleware.balance import balance
 from chatfn.middleware.call import authorize, redirected, timed, tracing
 from chatfn.middleware.codec import codec
-from chatfn.middleware.cost import cost
-from chatfn.middleware.fallback import fallback
-from chatfn.middleware.limit import limit
-from chatfn.middleware.retry import retry
 from chatfn.options import nearest
 from chatfn.spec import AsyncHandler, Handler, Middleware, Options
 from chatfn.transports import named
 
-TABLE: dict[str, Callable[..., Middleware]] = {
-    "cost": cost,
-    "journal": journal,
-    "fallback": fallback,
-    "balance": balance,
-    "retry": retry,
-    "budget": budget,
-    "limit": limit,
-}
-MIDDLEWARE: PMap[str, Callable[..., Middleware]] = pmap(TABLE)
+MIDDLEWARE: PMap[str, str] = pmap(
+    {
+        "cost": "chatfn.middleware.cost:cost",
+        "journal": "chatfn.journal:journal",
+        "fallback": "chatfn.middleware.fallback:fallback",
+        "balance": "chatfn.middleware.balance:balance",
+        "retry": "chatfn.middleware.retry:retry",
+        "budget": "chatfn.journal:budget",
+        "limit": "chatfn.middleware.limit:limit",
+    }
+)
 STACK = (["retry", {"attempts": 3}],)
 ORDER = (  # outer, inner, and why not the other way round
     ("cost", "journal", "a cost inside a journal would not be there for answers that are at hand"),
@@ -80,13 +76,20 @@ def layer(item: Any) -> Middleware:
     for setting in settings:
         if setting not in settings_of(name):
             raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, settings_of(name))}")
-    return MIDDLEWARE[name](**settings)
+    return maker(name)(**settings)
 
 
 @cache
 def settings_of(name: str) -> frozenset[str]:
     """The names of the settings of a middleware of the table."""
-    return frozenset(signature(MIDDLEWARE[name]).parameters) - {"request"}
+    return frozenset(signature(maker(name)).parameters) - {"request"}
+
+
+@cache
+def maker(name: str) -> Callable[..., Middleware]:
+    """The function that makes a middleware of the table, imported now."""
+    module, attribute = MIDDLEWARE[name].split(":")
+    return cast(Callable[..., Middleware], getattr(import_module(module), attribute))
 
 
 def handler_of(options: Options, transport: Handler | AsyncHandler) -> Any:

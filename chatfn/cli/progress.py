@@ -35,6 +35,7 @@ class Tally(NamedTuple):
     usd: Decimal | None = None  # what this run cost, as far as it is known
     unpriced: int = 0  # rows of unknown cost
     prices: str | None = None  # whose they are
+    first: str | None = None  # what the first error says
 
 
 class Look(NamedTuple):
@@ -51,13 +52,13 @@ def counted(tally: Tally, row: Json) -> Tally:
     >>> counted(Tally(), {"response": {"usage": None}, "usage": {"total_tokens": 7}, "cached": True})
     ... # doctest: +NORMALIZE_WHITESPACE
     Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0,
-    prices=None)
+    prices=None, first=None)
     """
     tokens = (row.get("usage") or {}).get("total_tokens")
     reasons = [choice.get("finish_reason") for choice in choices_of(row.get("response")) if isinstance(choice, dict)]
-    errors = tally.errors
+    errors, first = tally.errors, tally.first
     if "error" in row:
-        category = row["error"]["category"]
+        category, first = row["error"]["category"], first or row["error"]["message"]
         errors = errors.set(category, errors.get(category, 0) + 1)
     return Tally(
         tally.rows + 1,
@@ -67,6 +68,7 @@ def counted(tally: Tally, row: Json) -> Tally:
         tally.cut + ("length" in reasons),
         tally.bad,
         *costs(tally, row),
+        first,
     )
 
 
@@ -142,7 +144,7 @@ def summary_text(tally: Tally, seconds: float) -> str:
     cost = cost_text(tally.usd, tally.unpriced)
     source = f" by {tally.prices}" if tally.prices else ""
     used = f"{tally.tokens:,} tokens{f', {cost}{source}' if cost else ''}"
-    return f"{tally.rows:,} rows: {', '.join(parts)}; {used}; {seconds:.1f} s"
+    return f"{tally.rows:,} row{'s' * (tally.rows != 1)}: {', '.join(parts)}; {used}; {seconds:.1f} s"
 
 
 @contextmanager

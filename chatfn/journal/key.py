@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
@@ -33,6 +32,8 @@ def request_key(request: Json) -> str:
     >>> one == request_key({"method": "POST", "url": "https://h/v1", "body": {"temperature": 1.0, "model": "m"}})
     True
     """
+    from hashlib import sha256  # here, for it is slow to import
+
     return sha256(canonical(request).encode()).hexdigest()
 
 

@@ -92,7 +92,8 @@ def simulate(
     >>> [(run["concurrency"], run["seconds"], run["answered"]) for run in found["runs"]], found["best"]
     ([(10, 20.0, 100), (50, 4.0, 100)], 50)
     """
-    whole = resolved(sealed(options))
+    options = sealed(options)
+    whole = resolved(options)
     server_settings, lookup = settings_of(settings or {}), lookup_of(prices)
     several = [concurrency] if isinstance(concurrency, int) else list(concurrency)
     for number in several:

@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -70,11 +71,22 @@ def sizes(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     return found
 
 
+@contextmanager
+def apart(env: Env, pythons: Pythons) -> Iterator[list[Worker]]:
+    """The contestants, each with a server of its own: no one process can hold the connections of all of them."""
+    with ExitStack() as stack:
+        found = []
+        for name in pythons:
+            origin = stack.enter_context(server(env, *FAR))
+            found += stack.enter_context(workers(env, pythons, f"{origin}/v1", [name]))
+        yield found
+
+
 def far(env: Env, pythons: Pythons, plan: Plan) -> dict[str, Rounds]:
     """Many calls in flight, and many streams; the most memory is told after each, for it only grows."""
     found = {}
     streams, events, rounds = plan["streams"]
-    with server(env, *FAR) as origin, workers(env, pythons, f"{origin}/v1", pythons) as all_:
+    with apart(env, pythons) as all_:
         for at_once, calls, times in plan["flight"]:
             able = [worker for worker in all_ if worker.takes_part("flight", at_once)]
             turns(asks_of(able, plan, 1, measure="flight", count=at_once, at_once=at_once), 1)

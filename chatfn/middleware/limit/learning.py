@@ -190,8 +190,8 @@ def refusal(state: State, now: float, slot: Slot, answer: Answer) -> State:
     wait = answer.retry_after or 0.0
     needed = needed_of(state, slot) if wait < state.window.latency else inf
     window = refused(state.window, now, slot.number, slot.others, state.number, explained, needed)
-    if first and not explained and (blind or answer.retry_after is None):
-        wait = max(wait, min(LONGEST_PAUSE, PAUSE * LONGER ** min(20, window.streak - 1)))
+    if first and not explained and answer.retry_after is None:
+        wait = min(LONGEST_PAUSE, PAUSE * LONGER ** min(20, window.streak - 1))
     state = state._replace(
         window=window,
         pause=max(state.pause, now + wait),
