@@ -16,7 +16,7 @@ from chatfn.journal import request_key
 from chatfn.lints import lint
 from chatfn.options import nearest
 from chatfn.pipeline.columns import ANSWERED, BAD, DUPLICATE, KEPT, NEW, NO_KEY, Columns, add, columns
-from chatfn.pipeline.rows import outcome
+from chatfn.pipeline.rows import outcome, params_in
 from chatfn.pipeline.seen import States, first_seen, journal_states
 from chatfn.pipeline.sums import NO_ROWS, Attos, Item, counted, summary_of
 from chatfn.pipeline.tokens import Size, quarter, size_of
@@ -149,7 +149,7 @@ def reader(
         label = row.get("id") if id_of is None and isinstance(row, Mapping) else id_of(row) if id_of else None
         label = label if isinstance(label, (str, int, float)) else None
         try:
-            params = row["params"] if params_of is None else params_of(row)
+            params = params_in(row, params_of)
             request: Any = request_of(params)
             if isinstance(row, Mapping) and row.get("sample") is not None:
                 request["sample"] = row["sample"]

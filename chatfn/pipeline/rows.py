@@ -30,10 +30,7 @@ def row_flow(
 ) -> Flow:
     """The flow of one row: its request, and of a stream what its events fold to."""
     row = task[1]
-    if params_of is None and not isinstance(row, Mapping):
-        raise TypeError(f"the row is {type(row).__name__}; give a mapping with 'params', or the function params_of")
-    params = row["params"] if params_of is None else params_of(row)
-    request: Any = {**request_of(params), "cancelled": stopped.is_set}
+    request: Any = {**request_of(params_in(row, params_of)), "cancelled": stopped.is_set}
     if isinstance(row, Mapping) and row.get("sample") is not None:
         request["sample"] = row["sample"]
     response = yield from flow(request)
@@ -43,6 +40,16 @@ def row_flow(
     fold = Call(partial(fold_body, body, stopped), blocks="arrived" not in response)
     folded: Response = {**response, **(yield fold)}
     return folded
+
+
+def params_in(row: Any, params_of: Callable[[Any], Json] | None) -> Json:
+    """The params of a row: its own, or those that ``params_of`` makes of it."""
+    if params_of is not None:
+        return params_of(row)
+    if not isinstance(row, Mapping):
+        raise TypeError(f"the row is {type(row).__name__}; give a mapping with 'params', or the function params_of")
+    params: Json = row["params"]
+    return params
 
 
 def fold_body(body: Any, stopped: Event) -> Any:

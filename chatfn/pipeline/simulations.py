@@ -31,6 +31,7 @@ from chatfn.middleware.limit.sizes import BYTES_A_TOKEN
 from chatfn.middleware.targets import LAYERS
 from chatfn.pipeline.engine import Pool, pool_of
 from chatfn.pipeline.maps import NUDGE, answered
+from chatfn.pipeline.rows import params_in
 from chatfn.pipeline.tokens import quarter, size_of
 from chatfn.plain import without
 from chatfn.prices import ATTOS, Lookup, Price, lookup_of
@@ -109,7 +110,7 @@ def shapes_of(rows: Iterable[Any], params_of: Callable[[Any], Json] | None) -> S
     found, bad = array("L"), 0
     for row in rows:
         try:
-            shape = shape_of(row["params"] if params_of is None else params_of(row))
+            shape = shape_of(params_in(row, params_of))
         except (TypeError, ValueError, KeyError, AttributeError):
             bad += 1
         else:
