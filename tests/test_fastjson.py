@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from chatfn.core import encode, parse
 from chatfn.fastjson import fast, fast_dumps, fast_loads, has_wide_integer, is_written_alike
-from chatfn.middleware.codec import parse_event
+from chatfn.middleware.reading import parse_event
 
 
 class Text(str):
