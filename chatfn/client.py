@@ -12,10 +12,10 @@ from chatfn.atom import Atom
 from chatfn.chunks import collector
 from chatfn.core import NO_OPTIONS, auth_of, completion_of, requester
 from chatfn.errors import ChatError
-from chatfn.impls import variables_of
 from chatfn.middleware import is_async
 from chatfn.middleware.targets import targets_in, told, with_targets
-from chatfn.options import check_secret, headers_of, impl_of, resolve
+from chatfn.options import check_secret, impl_of, resolve
+from chatfn.plain import MAPPINGS
 from chatfn.sealing import sealed, sealed_own
 from chatfn.secret import Secret, fingerprint
 from chatfn.spec import Json, Options, Response
@@ -28,24 +28,24 @@ MOST_PREPARED = 32
 PREPARED: Atom[dict[Any, Any]] = Atom({})  # what single calls are answered by, and would else be made for each
 
 
-def environment(options: Json) -> dict[str, Any]:
-    """What the environment says of the options of their impl, read now; sealed."""
-    impl = impl_of(options)
+def environment(options: Json, given: Json = NO_OPTIONS) -> dict[str, Any]:
+    """What the environment says of the options of their impl but for those that are ``given``, read now; sealed."""
     found: dict[str, Any] = {}
-    for option in impl["env"]:
-        for variable in variables_of(impl, option):
-            value = os.environ.get(variable)
-            if value:
-                found[option] = value
-                break
-    return sealed_own(found)
+    for option, names in impl_of(options)["env"].items():
+        if given.get(option) is None:
+            for variable in (names,) if isinstance(names, str) else names:
+                value = os.environ.get(variable)
+                if value:
+                    found[option] = value
+                    break
+    return sealed_own(found) if found else found
 
 
 def resolved(options: Any) -> Options:
     """Options complete with the environment's; a transport of the network has its credential."""
     if not isinstance(options, Mapping):
         return resolve(options)
-    found = environment(options)
+    found = environment(options, options)
     return with_targets(resolve(options, found), options, found, environment)
 
 
@@ -57,7 +57,7 @@ def check_credential(options: Options, name: Any) -> None:
 
 
 def check_own_credential(options: Options, name: Any) -> None:
-    auth = auth_of(options, headers_of(options.get("request", {}).get("headers") or {}))
+    auth = auth_of(options)
     if auth is not None and isinstance(name, str) and name in NETWORK:
         if auth["secret"].kind == "absent":
             auth["secret"].reveal()
@@ -66,8 +66,8 @@ def check_own_credential(options: Options, name: Any) -> None:
 
 def on_next_of(options: Any, params: Any) -> Callable[[Any], object] | None:
     """The function of an event in options, or in params, where the Clojure library has it."""
-    on_next = options.get("on_next") if isinstance(options, Mapping) else None
-    if isinstance(params, Mapping):
+    on_next = options.get("on_next") if isinstance(options, MAPPINGS) else None
+    if isinstance(params, MAPPINGS):
         on_next = on_next or params.get("on_next") or params.get("on-next")
         if on_next is not None and not params.get("stream"):
             raise ValueError('"on_next" is for streams: give "stream": True in params')
@@ -96,7 +96,7 @@ def respond_with(options: Options) -> Callable[[Json], Response]:
         raise ValueError(f"the transport {name!r} is asynchronous; use acreate_chat_completion")
     check_credential(options, name)
     handler, request_of = handler_of(options, transport), requester(options)
-    return lambda params: cast(Response, handler(request_of(params)))
+    return lambda params: handler(request_of(params))
 
 
 def aresponder(options: Options | Json = NO_OPTIONS) -> Callable[[Json], Awaitable[Response]]:
@@ -124,9 +124,9 @@ def arespond_with(options: Options) -> Callable[[Json], Awaitable[Response]]:
 
 def prepared(respond: Callable[[Options], R], options: Any) -> tuple[Options, R]:
     """Sealed options resolved, and what ``respond`` makes of them: again the same for options that say the same."""
-    if not isinstance(options, Mapping):
+    if not isinstance(options, MAPPINGS):
         return resolve(options), respond(resolve(options))
-    found = environment(options)
+    found = environment(options, options)
     key = identity(respond, options, found)
     made: tuple[Options, R] | None = None if key is None else PREPARED.deref().get(key)
     if made is None:
@@ -144,12 +144,14 @@ def identity(respond: object, options: Json, found: Json) -> tuple[Any, ...] | N
     for name, value in (*options.items(), *found.items()):
         if name == "on_next":
             continue  # of one call, and no part of how it is answered
-        part = fingerprint(value) if isinstance(value, Secret) else value
-        if part is None and value is not None:
+        kind = type(value)
+        if kind is Secret:
+            value = fingerprint(value)
+        elif kind not in COMPARED and kind is not FunctionType:
             return None
-        if type(part) not in COMPARED and not isinstance(part, FunctionType):
+        if value is None and kind is Secret:
             return None
-        parts += (name, type(part), part)
+        parts += (name, kind, value)
     return tuple(parts)
 
 

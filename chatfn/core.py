@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from pyrsistent import thaw
 from toolz import merge
 
 from chatfn.errors import (
@@ -31,13 +33,13 @@ from chatfn.options import (
     resolve,
     timeout_of,
 )
-from chatfn.plain import plain, without
+from chatfn.plain import MAPPINGS, plain, without
 from chatfn.sealing import sealed
 from chatfn.secret import SHORTEST_IN_ANSWERS, Secret, mask, mask_all
-from chatfn.spec import Auth, Classify, Error, Impl, Json, Options, Request, Response, __version__
+from chatfn.spec import Auth, Classify, Error, Impl, Json, Operation, Options, Request, Response, __version__
 
 NO_OPTIONS: Options = {}
-CLIENT_PARAMS = ("on_next", "on-next", "stream_buffer_len")  # of the Clojure library; never on the wire
+CLIENT_PARAMS = frozenset({"on_next", "on-next", "stream_buffer_len"})  # of the Clojure library; never on the wire
 JSON_HEADERS = {
     "accept": "application/json",
     "content-type": "application/json",
@@ -68,11 +70,11 @@ def request_of(params: Json, options: Options) -> Request:
 def requester(options: Options) -> Callable[[Json], Request]:
     """A function of params to request maps; what follows from the resolved options alone is done once, here."""
     impl = cast(Impl, options["impl"])
-    operation = OPERATIONS["create_chat_completion"]
+    operation: Operation = thaw(OPERATIONS["create_chat_completion"])  # a dict is looked into faster
     given = options.get("request", {})
     asked = headers_of(given.get("headers") or {})
     query = query_of(given.get("query") or {})
-    auth = auth_of(options, asked)
+    auth = auth_of(options)
     common: dict[str, Any] = {
         "operation": "create_chat_completion",
         "method": operation["method"],
@@ -84,10 +86,11 @@ def requester(options: Options) -> Callable[[Json], Request]:
     }
 
     def request(params: Json) -> Request:
-        if not isinstance(params, Mapping):
+        if not isinstance(params, MAPPINGS):
             example = "{'model': …, 'messages': […]}"
             raise TypeError(f"params are {type(params).__name__}; give a mapping such as {example}")
-        data = plain(without(params, *CLIENT_PARAMS), options["surrogates"])
+        clean = CLIENT_PARAMS.isdisjoint(params)
+        data = plain(params if clean else without(params, *CLIENT_PARAMS), options["surrogates"])
         url = impl["url"](operation, data, options)
         if query:
             url = with_path(url, urlsplit(url).path, query)
@@ -95,29 +98,43 @@ def requester(options: Options) -> Callable[[Json], Request]:
         stream = bool(data.get("stream"))
         deadline = options.get("deadline", None if stream else DEADLINE)
         body = impl["body"](data, options)
-        found = {**common, "url": url, "body": body, "stream": stream, "deadline": deadline}
+        found: Any = {**common, "url": url, "body": body, "stream": stream, "deadline": deadline}
         if body.get("model") != data.get("model"):
             found["model"] = data.get("model")  # as asked, where the body does not say it
         check_exposure(found, options)
-        return cast(Request, found)
+        whole: Request = found
+        return whole
 
     return request
 
 
-def auth_of(options: Options, headers: Json) -> Auth | None:
-    """How a request is authorized: as its impl says, unless ``headers`` that are given hold a credential."""
+def auth_of(options: Options) -> Auth | None:
+    """How a request is authorized: as its impl says, unless headers that are given hold a credential."""
+    headers = headers_of(options.get("request", {}).get("headers") or {})
     return None if headers.keys() & CREDENTIAL_HEADERS else cast(Impl, options["impl"])["auth"](options)
 
 
 def check_exposure(request: Json, options: Options) -> None:
     """Raise if a credential would cross the network unencrypted."""
-    parts = urlsplit(request["url"])
-    bare = "auth" not in request and not any(isinstance(value, Secret) for value in request["headers"].values())
-    if parts.scheme == "http" and not bare and not is_loopback(parts.hostname or "") and not options["allow_http"]:
+    exposed = exposed_host(request["url"])
+    if exposed is None or options["allow_http"]:
+        return
+    if "auth" in request or any(isinstance(value, Secret) for value in request["headers"].values()):
         raise ValueError(
-            f"the endpoint {parts.scheme}://{parts.netloc} would send the key unencrypted; "
+            f"the endpoint http://{exposed} would send the key unencrypted; "
             'use https, or give the option {"allow_http": True}'
         )
+
+
+@lru_cache(1_024)
+def exposed_host(url: str) -> str | None:
+    """The host of a URL that is reached unencrypted, over a network; or None.
+
+    >>> exposed_host("http://host:80/v1"), exposed_host("http://127.0.0.1/v1"), exposed_host("https://host/v1")
+    ('host:80', None, None)
+    """
+    parts = urlsplit(url)
+    return parts.netloc if parts.scheme == "http" and not is_loopback(parts.hostname or "") else None
 
 
 def wire_headers(request: Request) -> dict[str, str]:
@@ -201,28 +218,33 @@ def text_of(body: Any) -> str:
 
 def mask_in_answer(data: Any, body: Any, secrets: list[str]) -> Any:
     """The data of a good answer; a secret in it, should it be long enough to be one, is masked."""
-    echoed = [value for value in secrets if isinstance(body, (bytes, bytearray)) and value.encode() in body]
-    return mask_all(data, echoed, SHORTEST_IN_ANSWERS) if echoed else data
+    for value in secrets:
+        if len(value) >= SHORTEST_IN_ANSWERS and isinstance(body, (bytes, bytearray)) and value.encode() in body:
+            return mask_all(data, secrets, SHORTEST_IN_ANSWERS)
+    return data
 
 
 def mask_in_headers(headers: Mapping[str, str], secrets: list[str]) -> Mapping[str, str]:
     """The headers of a good answer, likewise."""
-    said = " ".join(map(str, headers.values()))
-    echoed = any(len(value) >= SHORTEST_IN_ANSWERS and value in said for value in secrets)
-    return cast("Mapping[str, str]", mask_all(dict(headers), secrets, SHORTEST_IN_ANSWERS)) if echoed else headers
+    for value in secrets:
+        if len(value) >= SHORTEST_IN_ANSWERS and value in " ".join(map(str, headers.values())):
+            masked: dict[str, str] = mask_all(dict(headers), secrets, SHORTEST_IN_ANSWERS)
+            return masked
+    return headers
 
 
 def with_totals(response: Response, elapsed: float) -> Response:
     """The response with what its caller may ask of it: ``attempts``, ``elapsed`` and, if the server gave one,
     ``request_id``."""
     attempts = response.get("attempts", 1)
-    found: dict[str, Any] = {**response, "attempts": attempts, "elapsed": elapsed}
+    found: Any = {**response, "attempts": attempts, "elapsed": elapsed}
     request_id = request_id_of(response["headers"])
     if request_id is not None:
         found["request_id"] = request_id
     if "error" in response:
         found["error"] = {**response["error"], "attempts": attempts}
-    return cast(Response, found)
+    whole: Response = found
+    return whole
 
 
 def completion_of(response: Response) -> Any:

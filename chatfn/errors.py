@@ -205,4 +205,7 @@ def epoch_of(date: str) -> float | None:
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The id under which the server knows the request, or None."""
-    return next((headers[name] for name in REQUEST_IDS if headers.get(name)), None)
+    for name in REQUEST_IDS:
+        if headers.get(name):
+            return headers[name]
+    return None

@@ -32,6 +32,7 @@ DEADLINE = 900.0
 BOUNDS: Bounds = {"body": 64 * 2**20, "event": 16 * 2**20, "headers": 64 * 2**10}
 DEFAULTS: Options = {"impl": "openai", "surrogates": "refuse", "allow_http": False, "full_response": False}
 
+NAMES = frozenset(IMPLS)
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 
@@ -41,16 +42,17 @@ def impl_of(options: Json) -> Impl:
     impl = options.get("impl")
     if impl is None:
         impl = "openai"
-    if isinstance(impl, Mapping):
-        lacking = sorted(Impl.__required_keys__ - set(impl))
-        if lacking:
-            raise ValueError(f"the impl map lacks {', '.join(lacking)}: derive it from one of IMPLS with .update(…)")
-        return cast(Impl, impl)
-    if not isinstance(impl, str):
+    if isinstance(impl, str):
+        if impl not in NAMES:
+            known = f"{nearest(impl, IMPLS)}; known: {', '.join(sorted(IMPLS))}, or a map"
+            raise ValueError(f"unknown impl {impl!r}{known}")
+        return plain_impl(impl)
+    if not isinstance(impl, Mapping):
         raise TypeError(f"the option 'impl' is {type_name(impl)}; give a name or an impl map")
-    if impl not in IMPLS:
-        raise ValueError(f"unknown impl {impl!r}{nearest(impl, IMPLS)}; known: {', '.join(sorted(IMPLS))}, or a map")
-    return plain_impl(impl)
+    lacking = sorted(Impl.__required_keys__ - set(impl))
+    if lacking:
+        raise ValueError(f"the impl map lacks {', '.join(lacking)}: derive it from one of IMPLS with .update(…)")
+    return cast(Impl, impl)
 
 
 @cache

@@ -11,7 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+MAPPINGS = (dict, Mapping)  # dict first: it is found sooner
 DEEPEST = 200
+SMALL = 2**63
 LARGEST_INT_BITS = 14_000  # Python refuses to write integers of more than 4,300 digits
 
 
@@ -49,12 +51,14 @@ def copy_of(value: Any, replace: bool, depth: int) -> Any:
     kind = type(value)
     if kind is str:
         return value if value.isascii() else text_of(value, replace)
-    if kind is dict or isinstance(value, Mapping):
-        return dict_of(value, replace, depth)
-    if kind is list or (isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))):
-        return list_of(value, replace, depth)
-    if value is None or kind is bool:
+    if value is None or kind is bool or (kind is int and -SMALL < value < SMALL):
         return value
+    if kind is list:
+        return list_of(value, replace, depth)
+    if isinstance(value, MAPPINGS):
+        return dict_of(value, replace, depth)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
+        return list_of(value, replace, depth)
     return scalar_of(value, replace)
 
 
@@ -67,7 +71,8 @@ def dict_of(value: Mapping[Any, Any], replace: bool, depth: int) -> dict[str, An
         for key, item in value.items():
             if type(key) is not str or not key.isascii():
                 key = key_of(key, replace)
-            found[key] = copy_of(item, replace, depth + 1)
+            plain_text = type(item) is str and item.isascii()
+            found[key] = item if plain_text else copy_of(item, replace, depth + 1)
     except NotPlain as exc:
         if isinstance(key, str):
             exc.path.append(key)
@@ -81,7 +86,8 @@ def list_of(value: Sequence[Any], replace: bool, depth: int) -> list[Any]:
     found: list[Any] = []
     try:
         for item in value:
-            found.append(copy_of(item, replace, depth + 1))  # noqa: PERF401  # its length is the path of a fault
+            copy = dict_of if type(item) is dict else copy_of
+            found.append(copy(item, replace, depth + 1))  # its length is the path of a fault
     except NotPlain as exc:
         exc.path.append(len(found))
         raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from pyrsistent import PVector
 
-from chatfn.plain import without
+from chatfn.plain import MAPPINGS, without
 from chatfn.secret import hidden, seal
 from chatfn.spec import Options
 
@@ -33,10 +33,18 @@ def spelled(name: Any) -> Any:
 
 def sealed(options: Any) -> Any:
     """The options with whatever may be a credential as a ``Secret``; never raises, so that no traceback shows one."""
-    if not isinstance(options, Mapping):
+    if not isinstance(options, MAPPINGS):
         return hidden(options)
-    found = {spelled(name): value for name, value in options.items()}
-    return {name: sealed_option(name, value) if name in KNOWN else hidden(value) for name, value in found.items()}
+    found = {}
+    for name, value in options.items():
+        if name not in KNOWN:
+            name = spelled(name)
+        if name not in KNOWN:
+            value = hidden(value)
+        elif name in SEALS and value is not None:
+            value = SEALS[name](value)
+        found[name] = value
+    return found
 
 
 def sealed_own(options: Any) -> dict[str, Any]:
@@ -49,15 +57,17 @@ def sealed_own(options: Any) -> dict[str, Any]:
 
 
 def sealed_option(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name in CREDENTIALS or (name == "api_endpoint" and has_user(value)):
-        return hidden(value)
-    if name == "impl" and isinstance(value, Mapping) and isinstance(value.get("defaults"), Mapping):
+    return SEALS[name](value) if name in SEALS and value is not None else value
+
+
+def sealed_endpoint(value: Any) -> Any:
+    return hidden(value) if has_user(value) else value
+
+
+def sealed_impl(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("defaults"), Mapping):
         return {**value, "defaults": sealed_own(value["defaults"])}
-    if name == "middleware":
-        return sealed_layers(value)
-    return sealed_request(value) if name == "request" else value
+    return value
 
 
 def sealed_layers(value: Any, depth: int = 0) -> Any:
@@ -137,3 +147,12 @@ def has_user(url: Any) -> bool:
         return "@" in parts.netloc or not parts.hostname or parts.port == 0
     except ValueError:
         return True
+
+
+SEALS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(CREDENTIALS, hidden),
+    "api_endpoint": sealed_endpoint,
+    "impl": sealed_impl,
+    "middleware": sealed_layers,
+    "request": sealed_request,
+}

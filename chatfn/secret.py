@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 Kind = Literal["value", "function", "absent"]  # a function may return another value next time
@@ -70,8 +71,16 @@ def seal(value: Any) -> Any:
     return Secret(value) if (isinstance(value, str) or callable(value)) and not isinstance(value, Secret) else value
 
 
+@lru_cache(64)
+def sealed_text(value: str) -> Secret:
+    """A string as a ``Secret``, the same for one that is given again with the next call."""
+    return Secret(value)
+
+
 def hidden(value: Any) -> Any:
     """Anything as a ``Secret``: for what stands in a credential's place, or may have been meant as one."""
+    if type(value) is str:
+        return sealed_text(value)
     secret = seal(value)
     return secret if isinstance(secret, Secret) else Secret(lambda: value, "value")
 
@@ -83,11 +92,16 @@ def fingerprint(secret: Secret) -> Any:
     (True, False)
     """
     if secret.kind == "value":
-        from hashlib import sha256  # here, for it is slow to import
-
         value = secret.reveal()
-        return sha256(value.encode("utf-8", "surrogatepass")).digest() if isinstance(value, str) else None
+        return digest(value) if isinstance(value, str) else None
     return secret.reveal if secret.kind == "absent" else secret._reveal
+
+
+@lru_cache(64)
+def digest(value: str) -> bytes:
+    from hashlib import sha256  # here, for it is slow to import
+
+    return sha256(value.encode("utf-8", "surrogatepass")).digest()
 
 
 def type_name(value: Any) -> str:
@@ -119,11 +133,16 @@ def problem_of(value: Any) -> str | None:
 def secrets_of(request: Mapping[str, Any]) -> list[str]:
     """The values of all the secrets of a request map: its ``auth``, and headers that are sealed, with and without
     the scheme before them."""
-    sealed = [value for value in request["headers"].values() if isinstance(value, Secret)]
-    if "auth" in request:
-        sealed.append(request["auth"]["secret"])
-    values = [secret.reveal() for secret in sealed if secret.kind == "value"]
-    return [*values, *filter(None, (value.partition(" ")[2] for value in values))]
+    sealed = [request["auth"]["secret"]] if "auth" in request else []
+    for value in request["headers"].values():
+        if type(value) is Secret:
+            sealed.append(value)  # noqa: PERF401  # in a call's path, where most have none
+    values: list[str] = []
+    for secret in sealed:
+        if secret.kind == "value":
+            value = secret.reveal()
+            values += (value, value.partition(" ")[2]) if " " in value else (value,)
+    return values
 
 
 def mask(text: str, values: Iterable[str], shortest: int = SHORTEST_IN_ERRORS) -> str:

@@ -12,9 +12,11 @@ from typing import Any, cast
 from pyrsistent import PMap, pmap
 from toolz import compose
 
+from chatfn.core import auth_of
 from chatfn.errors import category_of
-from chatfn.middleware.call import authorize, redirected, timed, tracing
+from chatfn.middleware.call import authorize, timed, tracing
 from chatfn.middleware.codec import codec
+from chatfn.middleware.targets import targets_in
 from chatfn.options import nearest
 from chatfn.spec import AsyncHandler, Handler, Middleware, Options
 from chatfn.transports import named
@@ -142,8 +144,18 @@ def layers_of(options: Options) -> list[Middleware]:
     return [
         timed(),
         *map(layer, linked(options.get("middleware", STACK))),
-        authorize(),
+        *([authorize()] if asks(options) else []),
         *([] if trace is None else [tracing(trace)]),
-        codec(options.get("category_of", category_of)),
-        redirected(),
+        codec(classify=options.get("category_of", category_of)),
     ]
+
+
+def asks(options: Options) -> bool:
+    """Whether the credential of an attempt may be a function: of the call, of a target, or of unknown middleware."""
+    several = [options, *(target.options for target in targets_in(options))]
+    return any(map(callable, options.get("middleware", ()))) or any(map(asks_itself, several))
+
+
+def asks_itself(options: Options) -> bool:
+    auth = auth_of(options)
+    return auth is not None and auth["secret"].kind == "function"

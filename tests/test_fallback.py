@@ -456,7 +456,7 @@ def test_as_a_function_it_says_how_it_is_used():
 def test_layers_without_targets_pass_untouched():
     layers = ("retry", lambda handler: handler)
     assert resolved({"middleware": layers})["middleware"] == layers
-    assert len(layers_of(resolved({"middleware": layers}))) == 6
+    assert len(layers_of(resolved({"middleware": layers}))) == 5
 
 
 # --- the flow -----------------------------------------------------------------------------------------------------

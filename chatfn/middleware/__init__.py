@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from inspect import CO_COROUTINE, isawaitable, iscoroutinefunction
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -26,6 +26,9 @@ class Sleep(NamedTuple):
     the time."""
 
     seconds: float
+
+
+NOW = Sleep(0)
 
 
 class Call(NamedTuple):
@@ -77,23 +80,23 @@ def middleware(flow: Callable[Concatenate[Request, P], Flow]) -> Callable[P, Mid
 
     @wraps(flow)
     def make(*args: P.args, **kwargs: P.kwargs) -> Middleware:
-        def steps_of(request: Request) -> Flow:
-            return flow(request, *args, **kwargs)
+        steps_of = bound(flow, args, kwargs)
 
         def wrap(handler: Any) -> Any:
-            def run(request: Request) -> Response:
-                return drive(flow(request, *args, **kwargs), handler)
-
-            async def arun(request: Request) -> Response:
-                return await adrive(flow(request, *args, **kwargs), handler)
-
-            return arun if is_async(handler) else run
+            return partial(adrive if is_async(handler) else drive, steps_of, handler)
 
         wrap.flow = steps_of  # type: ignore[attr-defined]  # for those who compose flows, not handlers
         return wrap
 
     make.makes_layers = True  # type: ignore[attr-defined]  # for those who are given it uncalled
     return make
+
+
+def bound(flow: Callable[..., Flow], args: tuple[Any, ...], settings: dict[str, Any]) -> Callable[[Request], Flow]:
+    """A flow of a request alone."""
+    if not args:
+        return partial(flow, **settings) if settings else flow
+    return lambda request: flow(request, *args, **settings)
 
 
 def composed(flows: Sequence[Callable[[Request], Flow]]) -> Callable[[Request], Flow]:
@@ -140,46 +143,48 @@ def is_async(handler: Any) -> bool:
     return iscoroutinefunction(handler) or iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
 
-def drive(steps: Flow, handler: Callable[[Request], Response]) -> Response:
-    """The response of a flow on a blocking handler."""
+def drive(flow: Callable[[Request], Flow], handler: Callable[[Any], Response], request: Request) -> Response:
+    """The response of a flow to a request, on a blocking handler."""
+    steps = flow(request)
     try:
         step = next(steps)
         while True:
             try:
-                answer = perform(step) if type(step) in EFFECTS else handler(cast(Request, step))
+                answer = perform(step) if type(step) in EFFECTS else handler(step)
             except Exception as exc:
                 step = steps.throw(exc)
             else:
                 step = steps.send(answer)
     except StopIteration as stop:
-        return cast(Response, stop.value)
+        response: Response = stop.value
+        return response
     finally:
         steps.close()
 
 
-async def adrive(steps: Flow, handler: Callable[[Request], Awaitable[Response]]) -> Response:
-    """The response of a flow on an awaitable handler."""
-
-    async def answer(step: Step) -> Any:
-        return await (aperform(step) if type(step) in EFFECTS else handler(cast(Request, step)))
-
+async def adrive(
+    flow: Callable[[Request], Flow], handler: Callable[[Any], Awaitable[Response]], request: Request
+) -> Response:
+    """The same, on an awaitable handler."""
+    steps = flow(request)
     try:
         step = next(steps)
         while True:
             try:
-                answered = await answer(step)
+                answer = await (aperform(step) if type(step) in EFFECTS else handler(step))
             except Exception as exc:
                 step = steps.throw(exc)
             else:
-                step = steps.send(answered)
+                step = steps.send(answer)
     except StopIteration as stop:
-        return cast(Response, stop.value)
+        response: Response = stop.value
+        return response
     finally:
         steps.close()
 
 
 def perform(step: Step) -> Any:
-    if isinstance(step, Sleep):
+    if type(step) is Sleep:
         if step.seconds > 0:
             time.sleep(step.seconds)
         return time.monotonic()

@@ -9,21 +9,22 @@ from urllib.parse import urljoin, urlsplit
 from chatfn.chunks import collector
 from chatfn.core import with_totals
 from chatfn.errors import failure
-from chatfn.middleware import Call, Flow, Sleep, middleware
+from chatfn.middleware import NOW, Call, Flow, middleware
 from chatfn.middleware.streams import tapped
 from chatfn.secret import Secret, problem_of
 from chatfn.spec import Error, Request, Response, Trace
 
 REDIRECTS = 5
+FOLLOWED = (307, 308)
 
 
 @middleware
 def timed(request: Request) -> Flow:
     """Outermost: the deadline becomes a time on this process's clock; the response says how long it took."""
-    began: float = yield Sleep(0)
+    began: float = yield NOW
     deadline = request["deadline"]
     response: Response = yield request if deadline is None else {**request, "due": began + deadline}
-    ended: float = yield Sleep(0)
+    ended: float = yield NOW
     return with_totals(response, ended - began)
 
 
@@ -78,10 +79,8 @@ def show(trace: Trace, request: Request, response: Response) -> None:
         warnings.warn(f"the trace function raised {type(exc).__name__}", RuntimeWarning, stacklevel=2)
 
 
-@middleware
-def redirected(request: Request) -> Flow:
+def redirected(request: Request, response: Response) -> Flow:
     """Follow 307 and 308 to the same origin; any other redirect stays what it is, an error."""
-    response: Response = yield request
     for _ in range(REDIRECTS):
         target = target_of(request["url"], response)
         if target is None:
@@ -93,7 +92,7 @@ def redirected(request: Request) -> Flow:
 def target_of(url: str, response: Response) -> str | None:
     """Where a response sends its request on to, if that may be followed."""
     location = response["headers"].get("location")
-    if response["status"] not in (307, 308) or not location:
+    if response["status"] not in FOLLOWED or not location:
         return None
     try:
         target = urljoin(url, location)

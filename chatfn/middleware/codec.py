@@ -10,6 +10,7 @@ from toolz import merge
 from chatfn.core import decode, encode, mask_in_headers
 from chatfn.errors import EXCERPT_CHARACTERS, category_of, error_map, failure
 from chatfn.middleware import Call, Flow, middleware
+from chatfn.middleware.call import FOLLOWED, redirected
 from chatfn.middleware.reading import Read, event_reader, interrupted, leave, read, streamed, worded
 from chatfn.middleware.streams import aevents, events
 from chatfn.secret import mask, mask_all, secrets_of
@@ -26,7 +27,10 @@ def codec(request: Request, classify: Classify = category_of) -> Flow:
     if request.get("cancelled", bool)():  # nothing new is sent for a caller who has gone
         return failure("interrupted", "the call was cancelled")
     try:
-        response: Response = yield encode(request)
+        sent = encode(request)
+        response: Response = yield sent
+        if response["status"] in FOLLOWED:
+            response = yield from redirected(sent, response)
     except OSError as exc:  # of a transport of the caller's own
         category: Category = "interrupted" if isinstance(exc, TimeoutError) else "unavailable"
         return failure(category, worded(exc, secrets_of(request)))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 from chatfn.errors import RETRYABLE
-from chatfn.middleware import Flow, Sleep, WoundDown, middleware
+from chatfn.middleware import NOW, Flow, Sleep, WoundDown, middleware
 from chatfn.spec import Error, Request, Response
 from chatfn.usage import Paid, paid_of, unsure_of, with_paid, with_unsure
 
@@ -64,7 +64,7 @@ def retry(
     attempts = request.get("attempts", attempts)
     paid: list[Paid] = []
     unsure = 0
-    response: Response | None = None
+    response: Any = None
     try:
         for attempt in range(1, attempts + 1):
             answer: Response = yield {**request, "attempt": first + made}
@@ -74,13 +74,16 @@ def retry(
             response = answer
             made += response.get("attempts", 1)
             error = response.get("error")
+            if error is None:
+                break
             wait = backoff(attempt, error, jitter(), attempts=attempts, base=base, cap=cap, longest=longest)
-            if wait is None or (due is not None and (yield Sleep(0)) + wait >= due):
+            if wait is None or (due is not None and (yield NOW) + wait >= due):
                 break
             yield Sleep(wait)
     except WoundDown:
         if response is None:
             raise
-        response = cast(Response, {**response, "unfinished": True})
-    whole: Response = {**cast(Response, response), "attempts": made}
-    return with_paid(with_unsure(whole, unsure), paid) if paid or unsure else whole
+        response = {**response, "unfinished": True}
+    response = {**response, "attempts": made}
+    whole: Response = with_paid(with_unsure(response, unsure), paid) if paid or unsure else response
+    return whole

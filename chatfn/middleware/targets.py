@@ -144,7 +144,8 @@ def finished(asked: Json, whole: Options, found: Json, more: Json, own: bool = F
     label = deployment_of(whole) or model or (impl if isinstance(impl, str) else None)
     host = urlsplit(url).netloc
     values = cast("dict[str, Any]", whole)
-    lent = tuple(values[name] for name in CREDENTIALS & found.keys() if values.get(name) is found[name])
+    of_environment = (name for name in CREDENTIALS & found.keys() if asked.get(name) is None)
+    lent = tuple(values[name] for name in of_environment if values.get(name) is found[name])
     return Target(f"{label}@{host}" if label else host, whole, model, limits, own, lent)
 
 
