@@ -9,8 +9,8 @@ Strategy, after https://html.spec.whatwg.org/multipage/server-sent-events.html (
    sequence, so no character is ever cut, and replacement characters come out as the standard's decoder makes them.
 3. What follows is kept in a bytearray, which grows in amortised constant time for each byte: every byte is searched
    once, however small the pieces are.
-4. Nearly always every second line is a single ``data: `` and the others are blank: then an event is one slice of its
-   line.  Anything else is split at the blank lines and read field by field.
+4. Nearly always every second line is a single ``data: `` and the others are blank: then the text is split at a blank
+   line and the ``data: `` after it.  Anything else is split at the blank lines and read field by field.
 
 Where this differs from the standard, and why:
 
@@ -110,14 +110,13 @@ def with_lf(chunk: bytes, after_cr: bool) -> tuple[bytes, bool]:
 
 def events_in(text: str) -> list[Event]:
     """The events of ``text``, whose lines end in LF and which lacks the blank line at its end."""
-    if "\n" not in text and text.startswith("data: "):
-        return [("", text[6:])] if len(text) > 6 else []
-    lines = text.split("\n")
-    if not any(lines[1::2]):
-        found = [("", line[6:]) if line.startswith("data: ") else event_of(line) for line in lines[::2]]
-    else:
-        found = [event_of(block) for block in text.split("\n\n")]
-    return [event for event in found if event[1]]
+    if text.startswith("data: "):
+        if "\n" not in text:
+            return [("", text[6:])] if len(text) > 6 else []
+        found = text[6:].split("\n\ndata: ")
+        if "\n" not in "".join(found):
+            return [("", data) for data in found if data]
+    return [event for event in map(event_of, text.split("\n\n")) if event[1]]
 
 
 def event_of(block: str) -> Event:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
 from chatfn.chunks import DONE, collector
 from chatfn.errors import EXCERPT_CHARACTERS, ChatError, error_map
 from chatfn.fastjson import fast_loads
-from chatfn.middleware import Call, StreamFlow
+from chatfn.middleware import Call
 from chatfn.secret import SHORTEST_IN_ANSWERS, mask, mask_all
 from chatfn.spec import Classify, Error, Request, Response
 from chatfn.sse import decoder
@@ -20,6 +20,7 @@ from chatfn.transports import aclose, close
 DRAIN_SECONDS = 0.25  # how long, and for how many bytes, a finished stream is read on for its connection's sake
 DRAIN_BYTES = 65_536
 raw_decode = json.JSONDecoder().raw_decode
+StreamFlow = Generator[list[dict[str, Any]] | Call | None, Any, None]
 
 
 class Read(NamedTuple):
@@ -94,31 +95,36 @@ def leave(body: Any) -> Any:
 
 
 def streamed(body: Any, got: Read, request: Request, due: float | None, reader: EventReader) -> StreamFlow:
-    """The events of a body as its chunks come; raises ``ChatError`` with what had arrived, should it break."""
+    """The events of a body as its chunks come; raises ``ChatError`` with what had arrived, should it break.
+
+    It yields lists of events, None for the next ``Read``, and a ``Call``."""
     silence = request["timeout"][1]
     quiet = 0.0  # seconds without an event: a comment is no progress
     while True:
-        ended = got.chunk is None
-        broken = got.chunk if isinstance(got.chunk, dict) else None
-        found, error, done = reader.feed(got.chunk if isinstance(got.chunk, bytes) else b"", ended)
+        chunk, waited, now = got
+        found, error, done = reader.feed(chunk if isinstance(chunk, bytes) else b"", chunk is None)
         if found:
             yield found
-        quiet = 0.0 if found else quiet + got.waited
+            quiet = 0.0
+        else:
+            quiet += waited
         if done:
             yield Call(partial(drain, body))
             return
-        if error is None and (ended or broken) and reader.whole():
-            return
-        if error is None and quiet > silence:
-            error = interrupted(f"no event for {silence:g} s (timeout in the option 'request')")
-        if error is None and due is not None and got.now > due:
-            error = interrupted(f"not done within the deadline of {request['deadline']:g} s (option 'deadline')")
-        if error is None and ended:
-            error = interrupted("the stream ended without [DONE] and without a finish_reason for every choice")
-        error = error or broken
+        if error is None:
+            if not isinstance(chunk, bytes) and reader.whole():
+                return
+            if quiet > silence:
+                error = interrupted(f"no event for {silence:g} s (timeout in the option 'request')")
+            elif due is not None and now > due:
+                error = interrupted(f"not done within the deadline of {request['deadline']:g} s (option 'deadline')")
+            elif chunk is None:
+                error = interrupted("the stream ended without [DONE] and without a finish_reason for every choice")
+            elif isinstance(chunk, dict):
+                error = chunk
         if error is not None:
             raise ChatError(reader.fail(error))
-        got = yield Call(partial(read, body))
+        got = yield None
 
 
 class EventReader(NamedTuple):
@@ -156,7 +162,7 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
                 if secret in text:
                     text = mask(text, secrets)
             try:
-                event = parse_event(text.lstrip())
+                event = parse_event(text)
             except ValueError:
                 excerpt = text[:EXCERPT_CHARACTERS]
                 if last:  # what is left of an event that was cut short
@@ -180,6 +186,7 @@ def parse_event(text: str) -> dict[str, Any]:
     event = fast_loads(text)
     if type(event) is dict:
         return event
+    text = text.lstrip()
     try:
         event, end = raw_decode(text)
     except RecursionError:

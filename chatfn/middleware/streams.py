@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from chatfn.errors import ChatError
-from chatfn.middleware import StreamFlow, aperform, perform
+from chatfn.middleware import aperform, perform
+from chatfn.middleware.reading import StreamFlow, aread, read
 from chatfn.spec import Error
 from chatfn.transports import aclose, close
 
@@ -19,16 +20,17 @@ CLOSED: Error = {"category": "interrupted", "message": "closed by its reader", "
 
 
 def events(steps: StreamFlow, body: Iterator[Any]) -> Iterator[dict[str, Any]]:
-    """The events of a flow that yields lists of them; closing them closes ``body``."""
+    """The events of a flow that yields lists of them, and None for what ``body`` has next; closing them closes it."""
     try:
         step = next(steps)
         while True:
-            if isinstance(step, list):
+            if step is None:
+                step = steps.send(read(body))
+            elif isinstance(step, list):
                 yield from step
-                answer = None
+                step = next(steps)
             else:
-                answer = perform(step)
-            step = steps.send(answer)
+                step = steps.send(perform(step))
     except StopIteration:
         return
     finally:
@@ -41,13 +43,14 @@ async def aevents(steps: StreamFlow, body: AsyncIterator[Any]) -> AsyncIterator[
     try:
         step = next(steps)
         while True:
-            if isinstance(step, list):
+            if step is None:
+                step = steps.send(await aread(body))
+            elif isinstance(step, list):
                 for event in step:
                     yield event
-                answer = None
+                step = next(steps)
             else:
-                answer = await aperform(step)
-            step = steps.send(answer)
+                step = steps.send(await aperform(step))
     except StopIteration:
         return
     finally:
