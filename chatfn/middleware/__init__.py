@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from functools import partial, reduce, wraps
+from functools import partial, wraps
 from inspect import CO_COROUTINE, isawaitable, iscoroutinefunction
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -106,8 +106,7 @@ def composed(flows: Sequence[Callable[[Request], Flow]]) -> Callable[[Request], 
     >>> next(flow)
     {'url': 'u'}
     """
-    *outer, innermost = flows or [sent]
-    return reduce(lambda inner, flow: within(flow, inner), reversed(outer), innermost)
+    return partial(nested, tuple(flows) or (sent,))
 
 
 def sent(request: Request) -> Flow:
@@ -115,24 +114,39 @@ def sent(request: Request) -> Flow:
     return response
 
 
-def within(outer: Callable[[Request], Flow], inner: Callable[[Request], Flow]) -> Callable[[Request], Flow]:
-    def flow(request: Request) -> Flow:
-        steps = outer(request)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    answer = (yield step) if type(step) in EFFECTS else (yield from inner(cast(Request, step)))
-                except Exception as exc:
-                    step = steps.throw(exc)
+def nested(flows: Sequence[Callable[[Any], Flow]], request: Any) -> Flow:
+    """One flow of several: a request that one of them yields begins the next, and what that returns is its answer."""
+    begun = [flows[0](request)]
+    answer: Any = None
+    problem: Exception | None = None
+    try:
+        while True:
+            try:
+                step = begun[-1].send(answer) if problem is None else begun[-1].throw(problem)
+            except StopIteration as stop:
+                begun.pop()
+                answer, problem = stop.value, None
+                if begun:
+                    continue
+                response: Response = answer
+                return response
+            except Exception as exc:
+                begun.pop()
+                answer, problem = None, exc if begun else None
+                if begun:
+                    continue
+                raise
+            answer = problem = None
+            try:
+                if type(step) in EFFECTS or len(begun) == len(flows):
+                    answer = yield step
                 else:
-                    step = steps.send(answer)
-        except StopIteration as stop:
-            return cast(Response, stop.value)
-        finally:
+                    begun.append(flows[len(begun)](step))
+            except Exception as exc:
+                problem = exc
+    finally:
+        for steps in reversed(begun):
             steps.close()
-
-    return flow
 
 
 def is_async(handler: Any) -> bool:

@@ -22,8 +22,9 @@ FOLLOWED = (307, 308)
 def timed(request: Request) -> Flow:
     """Outermost: the deadline becomes a time on this process's clock; the response says how long it took."""
     began: float = yield NOW
-    deadline = request["deadline"]
-    response: Response = yield request if deadline is None else {**request, "due": began + deadline}
+    if request["deadline"] is not None:
+        request = {**request, "due": began + request["deadline"]}
+    response: Response = yield request
     ended: float = yield NOW
     return with_totals(response, ended - began)
 

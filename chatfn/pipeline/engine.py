@@ -11,6 +11,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -145,15 +146,16 @@ def pool_of(  # noqa: C901  # small functions that share one state
             unsent.append((task, steps, step))
 
     def fly(task: Any, steps: Flow, step: Any) -> None:
-        def land(answer: Any, problem: Exception | None) -> None:
-            del flying[steps]
-            ready.append((task, steps, answer, problem))
-
         flying[steps] = task
+        done = partial(land, task, steps)
         if type(step) is Call:
-            driver.call(step.function, land)
+            driver.call(step.function, done)
         else:
-            driver.send(step, land)
+            driver.send(step, done)
+
+    def land(task: Any, steps: Flow, answer: Any, problem: Exception | None) -> None:
+        del flying[steps]
+        ready.append((task, steps, answer, problem))
 
     def answer_all(function: Callable[[list[Any]], list[Any]], several: list[tuple[Any, Any, Flow]]) -> None:
         try:

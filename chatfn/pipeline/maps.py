@@ -25,6 +25,7 @@ from chatfn.stack import layers_of, names_of
 from chatfn.transports import close, transport_of
 
 AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
+NEXT = 128  # rows that are taken while their turn to be sent has not come
 PULL = 0.05  # seconds between two looks at what is done, while a map waits for its next row
 ENDED = object()
 NUDGE = object()  # tells a map that waits for results to look again
@@ -144,7 +145,7 @@ def running(
     transport = compose(*layers[len(flows) :])(transport)  # middleware of another make wraps handlers
     stopped, ending = Event(), Event()
     results: SimpleQueue[Any] = SimpleQueue()
-    begin = partial(row_flow, composed(flows), requester(options), params_of, stopped)
+    begin = composed([partial(row_flow, requester(options), params_of, stopped.is_set), *flows])
     threaded = not getattr(transport, "inline", False)
 
     def start() -> Pool:
@@ -174,7 +175,7 @@ def answered(  # noqa: C901  # one loop, and all of its state
 ) -> Iterator[Row]:
     """The rows as their results come.  Rows are taken when there is room for them, and never while one can go out."""
     source, pool = iter(rows), start()
-    most, busy = AHEAD * concurrency, 2 * concurrency
+    most, busy = AHEAD * concurrency, concurrency + min(concurrency, NEXT)
     taken = given = out = 0  # rows taken, rows given out or passed over, rows on their way
     held: dict[int, Row | None] = {}  # done, but not yet their turn
     failure: BaseException | None = None

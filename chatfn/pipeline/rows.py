@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from threading import Event
 from typing import Any, cast
 
 from chatfn.chunks import collector
 from chatfn.errors import ChatError
 from chatfn.journal import JournalError
 from chatfn.middleware import Call, Flow, WoundDown
-from chatfn.plain import without
+from chatfn.plain import MAPPINGS, without
 from chatfn.spec import Error, Json, Request, Response
 from chatfn.transports import close
 from chatfn.usage import usage_of
@@ -22,37 +21,46 @@ Row = dict[str, Any]
 
 
 def row_flow(
-    flow: Callable[[Request], Flow],
     request_of: Callable[[Json], Request],
     params_of: Callable[[Any], Json] | None,
-    stopped: Event,
+    cancelled: Callable[[], bool],
     task: tuple[int, Any],
 ) -> Flow:
     """The flow of one row: its request, and of a stream what its events fold to."""
-    row = task[1]
-    request: Any = {**request_of(params_in(row, params_of)), "cancelled": stopped.is_set}
-    if isinstance(row, Mapping) and row.get("sample") is not None:
-        request["sample"] = row["sample"]
-    response = yield from flow(request)
+    response: Response = yield request_in(task[1], request_of, params_of, cancelled)
     body = response["body"]
     if "error" in response or isinstance(body, (dict, bytes, list, str)):
         return response
-    fold = Call(partial(fold_body, body, stopped), blocks="arrived" not in response)
+    fold = Call(partial(fold_body, body, cancelled), blocks="arrived" not in response)
     folded: Response = {**response, **(yield fold)}
     return folded
+
+
+def request_in(
+    row: Any,
+    request_of: Callable[[Json], Request],
+    params_of: Callable[[Any], Json] | None,
+    cancelled: Callable[[], bool],
+) -> Request:
+    """The request of a row."""
+    request: Any = {**request_of(params_in(row, params_of)), "cancelled": cancelled}
+    if isinstance(row, MAPPINGS) and row.get("sample") is not None:
+        request["sample"] = row["sample"]
+    found: Request = request
+    return found
 
 
 def params_in(row: Any, params_of: Callable[[Any], Json] | None) -> Json:
     """The params of a row: its own, or those that ``params_of`` makes of it."""
     if params_of is not None:
         return params_of(row)
-    if not isinstance(row, Mapping):
+    if not isinstance(row, MAPPINGS):
         raise TypeError(f"the row is {type(row).__name__}; give a mapping with 'params', or the function params_of")
     params: Json = row["params"]
     return params
 
 
-def fold_body(body: Any, stopped: Event) -> Any:
+def fold_body(body: Any, cancelled: Callable[[], bool]) -> Any:
     """What the events of a stream come to: a ``body``, or an ``error``."""
     if hasattr(body, "__anext__"):
         return afold_body(body)
@@ -60,7 +68,7 @@ def fold_body(body: Any, stopped: Event) -> Any:
     try:
         for event in body:
             fold.add(event)
-            if stopped.is_set():
+            if cancelled():
                 close(body)
                 break
     except ChatError as exc:
@@ -102,7 +110,7 @@ def outcome(row: Any, got: Any) -> Row:
     >>> outcome({"id": 1}, {"status": 200, "headers": {}, "body": {"id": "c", "usage": None}, "attempts": 2})
     {'id': 1, 'response': {'id': 'c', 'usage': None}, 'attempts': 2, 'usage': None}
     """
-    kept = without(row, *RESULTS) if isinstance(row, Mapping) else {"row": row}
+    kept = without(row, *RESULTS) if isinstance(row, MAPPINGS) else {"row": row}
     if isinstance(got, Exception):
         category = "incorrect" if isinstance(got, (TypeError, ValueError, KeyError)) else "fault"
         words = f"no params in the row: {got}" if isinstance(got, KeyError) else str(got) or type(got).__name__
