@@ -512,7 +512,14 @@ def test_a_header_that_comes_more_than_once_is_one() -> None:
     assert head_of(text) == (201, {"a": "1, 2", "x-empty": "", "b": "x: y"})
 
 
-@pytest.mark.parametrize("text", [b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\r\n"])
+def test_a_head_is_read_without_the_interim_ones_before_it_and_the_trailers_after_it() -> None:
+    early, late = b"HTTP/1.1 103 Early\r\na: 0\r\n\r\nHTTP/1.1 100\n\n", b"HTTP/1.1 200 OK\na: 1\r\n\r\n"
+    assert head_of(early + late + b"b: 2\r\n\r\n") == (200, {"a": "1"})
+    for cut in range(1, len(late)):
+        assert head_of((early + late)[:-cut]) == (0, {})
+
+
+@pytest.mark.parametrize("text", [b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"x\r\n\r\n"])
 def test_a_head_that_is_no_answers_is_refused(text: bytes) -> None:
     with pytest.raises(HTTPException):
         head_of(text)
@@ -565,7 +572,7 @@ def test_without_pycurl_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kind", [selectors.SelectSelector, selectors.PollSelector])
 def test_a_selector_does_in_place_of_epoll(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatfn.transports.curl_loop.new_poller", lambda: Selected(kind()))
+    monkeypatch.setattr("chatfn.transports.curl_sockets.new_poller", lambda: Selected(kind()))
     monkeypatch.setattr("chatfn.transports.curl.IDLE", {})
     with raw_server([good("a")], [good("b"), 0.02, CLOSE], [good("c")], [stream("d")]) as server:
         for name in "abc":

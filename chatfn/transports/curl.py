@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from chatfn.spec import Request, Response
 from chatfn.transports import CallDone, Done, Driver
@@ -34,7 +34,19 @@ def configured(http: str = "2") -> Any:
     def curl(request: Request) -> Response:
         """The response of the server, its body whole or, of a stream, as it arrives; whatever fails is its
         ``error``."""
-        return send(request, http)
+        loop = borrow(http)
+        try:
+            exchange = loop.send(request, None, partial(Stream, loop) if request["stream"] else None)
+            while exchange.response is None and exchange.stream is None:
+                loop.work(None)
+        except BaseException:
+            loop.close()
+            raise
+        if exchange.response is None:
+            return streamed(exchange.stream, partial(give_back, loop))
+        response, exchange.response = exchange.response, None
+        give_back(loop)
+        return response
 
     async def awaited(request: Request) -> Response:
         """The same, awaited."""
@@ -49,34 +61,11 @@ def configured(http: str = "2") -> Any:
     return transport
 
 
-def send(request: Request, http: str) -> Response:
-    loop = borrow(http)
-    answers: list[Response] = []
-    streams: list[Stream] = []
-
-    def done(response: Response | None, exc: Exception | None) -> None:
-        if streams:
-            streams[0].end(response and response.get("error"))
-        else:
-            answers.append(cast(Response, response))
-
-    def opened(exchange: Any) -> Stream:
-        streams.append(Stream(loop, exchange))
-        return streams[0]
-
-    try:
-        loop.send(request, done, opened)
-        while not answers and not streams:
-            loop.work(None)
-    except BaseException:
-        loop.close()
-        raise
-    if not streams:
-        give_back(loop)
-        return answers[0]
-    body = read(streams[0], partial(give_back, loop))
+def streamed(stream: Stream, leave: Callable[[], object]) -> Response:
+    """The response map of a stream that has begun."""
+    body = read(stream, leave)
     next(body)  # from here on close() ends the transfer, also before the first byte is taken
-    return {"status": streams[0].status, "headers": cast("dict[str, str]", streams[0].head), "body": body}
+    return {"status": stream.status, "headers": stream.head or {}, "body": body}
 
 
 def borrow(http: str) -> Loop:

@@ -27,7 +27,7 @@ class Hung:
         self.timer: asyncio.TimerHandle | None = None
         self.soon = False
         try:
-            self.events.add_reader(self.loop.poller.fileno(), self.pump)
+            self.events.add_reader(self.loop.sockets.poller.fileno(), self.pump)
         except NotImplementedError:
             self.loop.close()
             raise
@@ -42,8 +42,9 @@ class Hung:
         self.arm()
 
     def arm(self) -> None:
-        due = self.loop.due()
-        when = self.events.time() + max(0.0, due - time.monotonic()) if due < math.inf else math.inf
+        now = time.monotonic()
+        due = self.loop.due(now)
+        when = self.events.time() + max(0.0, due - now) if due < math.inf else math.inf
         if self.timer is not None and (self.timer.when() > when or self.timer.when() <= self.events.time()):
             self.timer.cancel()
             self.timer = None
@@ -66,7 +67,7 @@ class Hung:
                 self.timer.cancel()
             if os.getpid() == process:
                 if not self.events.is_closed():
-                    self.events.remove_reader(self.loop.poller.fileno())
+                    self.events.remove_reader(self.loop.sockets.poller.fileno())
                 self.loop.close()
 
     def finish(self) -> None:

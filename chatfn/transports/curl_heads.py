@@ -10,6 +10,7 @@ from chatfn.spec import Request
 from chatfn.transports.decoding import ACCEPTED
 
 STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: |\r|\n|$)")
+END = re.compile(rb"\n\r?\n")
 
 
 def header_lines(request: Request) -> list[str]:
@@ -20,16 +21,33 @@ def header_lines(request: Request) -> list[str]:
 
 
 def head_of(text: bytes) -> tuple[int, dict[str, str]]:
-    """The status and the headers of a head."""
-    first = STATUS.match(text)
-    if first is None or first[1] == b"101":  # nobody asked for another protocol
-        raise http.client.HTTPException("its status is none that was asked for")
-    fields = [line.partition(":") for line in text.decode("latin-1").split("\n")[1:-2]]
-    found = {name.lower(): value.strip() for name, _, value in fields}
-    if len(found) < len(fields):  # some came more than once
+    """The status and the headers of an answer's head; 0 and none if it has not arrived whole.
+
+    ``text``: what came apart from the body: interim heads, which are passed over, the head, and perhaps trailers.
+    """
+    start = 0
+    while end := END.search(text, start):
+        first = STATUS.match(text, start)
+        if first is None or first[1] == b"101":  # nobody asked for another protocol
+            raise http.client.HTTPException("its status is none that was asked for")
+        if first[1] >= b"200":
+            return int(first[1]), fields_of(text[start : end.start()])
+        start = end.end()
+    return 0, {}
+
+
+def fields_of(text: bytes) -> dict[str, str]:
+    """The headers in the lines of a head after its first."""
+    found: dict[str, str] = {}
+    lines = text.decode("latin-1").split("\n")[1:]
+    for line in lines:
+        name, _, value = line.partition(":")
+        found[name.lower()] = value.strip()
+    if len(found) < len(lines):  # some came more than once
+        fields = [line.partition(":") for line in lines]
         for known in found:
             found[known] = ", ".join([value.strip() for name, _, value in fields if name.lower() == known])
-    return int(first[1]), found
+    return found
 
 
 def check_framing(head: dict[str, str]) -> None:

@@ -13,17 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import pycurl
 
-from chatfn.spec import Request
+from chatfn.spec import Request, Response
 from chatfn.transports import Done
 from chatfn.transports.curl_exchange import Exchange
-from chatfn.transports.curl_poller import READ, WRITE, new_poller
+from chatfn.transports.curl_poller import READ, WRITE
 from chatfn.transports.curl_process import LOOPS, make_room
-from chatfn.transports.curl_settings import Way, new_handle, way_of
+from chatfn.transports.curl_settings import Way, found_way, new_handle, way_of
 from chatfn.transports.curl_shard import CROWD, Shard
+from chatfn.transports.curl_sockets import Sockets
 from chatfn.transports.timed_socket import SLICE, Cancelled
 
 ROOM = 4  # crowds more than there are, for which files may be open
@@ -35,13 +36,11 @@ class Loop:
 
     def __init__(self, http: str = "2", wakeable: bool = False) -> None:
         self.http = http
-        self.poller = new_poller()
-        self.watched: dict[int, tuple[Shard, int, bool]] = {}  # by socket: what for, and whether for a transfer
+        self.sockets = Sockets()
         self.counted: set[str] = set()  # URLs whose answers came with their length
-        self.multiplexed: set[str] = set()  # origins that speak HTTP/2
-        self.connections: dict[int, tuple[str, int]] = {}  # by socket to a server: its origin, and the socket's inode
         self.waiting: list[Exchange] = []  # those that are to begin
         self.shards: list[Shard] = []
+        self.exchanges: dict[Any, Exchange] = {}  # by libcurl's handle
         self.idle: dict[Way, list[Exchange]] = {}
         self.active: set[Exchange] = set()
         self.soonest = self.look = math.inf
@@ -52,18 +51,24 @@ class Loop:
         for bell in self.bells:
             bell.setblocking(False)
         if self.bells:
-            self.poller.register(self.bells[0].fileno(), READ)
+            self.sockets.poller.register(self.bells[0].fileno(), READ)
         LOOPS.add(self)
 
-    def send(self, request: Request, done: Done, opened: Any = None) -> Exchange:
-        """Begin to send a request; ``done`` is called with its response map, inside ``work``."""
-        way, origin = way_of(request)
-        idle = self.idle.setdefault(way, [])
+    def send(self, request: Request, done: Done | None = None, opened: Any = None) -> Exchange:
+        """Begin to send a request.
+
+        Inside ``work``, ``done`` is called with its response map; without it the exchange has that as its ``response``.
+        """
+        if "proxies" in request or "cert" in request:
+            way, origin = way_of(request)
+        else:
+            way, origin = found_way(request["url"], (), request.get("verify", True), ())
+        idle = self.idle.get(way)
         exchange = idle.pop() if idle else self.new_exchange(way)
         try:
             exchange.begin(request, origin, done, opened)
         except BaseException:
-            idle.append(exchange)
+            self.idle[way].append(exchange)
             raise
         self.active.add(exchange)
         self.waiting.append(exchange)
@@ -74,49 +79,15 @@ class Loop:
         return exchange
 
     def new_exchange(self, way: Way) -> Exchange:
+        self.idle.setdefault(way, [])
         if not self.shards or self.shards[-1].handles >= CROWD:
             make_room(CROWD * (len(self.shards) + ROOM))
-            self.shards.append(Shard(self))
+            self.shards.append(Shard(self.sockets))
         shard = self.shards[-1]
         shard.handles += 1
-        return Exchange(new_handle(way, self.http), way, shard)
-
-    def connected(self, fd: int, origin: str) -> None:
-        """A new socket: whatever had its number before is gone."""
-        self.watched.pop(fd, None)
-        self.connections[fd] = (origin, os.fstat(fd).st_ino)
-
-    def watch(self, shard: Shard, fd: int, mask: int) -> None:
-        """A socket waits for something."""
-        if fd not in self.watched or not self.modified(fd, mask):
-            self.poller.register(fd, mask)
-        self.watched[fd] = (shard, mask, True)
-
-    def modified(self, fd: int, mask: int) -> bool:
-        try:
-            self.poller.modify(fd, mask)
-        except OSError:  # it is another socket of that number
-            return False
-        return True
-
-    def rest(self, shard: Shard, fd: int) -> None:
-        """A socket waits for nothing.  It is watched on: what an idle connection says is that it is of no more use."""
-        if self.watched[fd][1] == READ or self.modified(fd, READ):
-            self.watched[fd] = (shard, READ, False)
-
-    def start(self) -> None:
-        """Begin what waits to begin, on connections that nothing is known against."""
-        now = time.monotonic()
-        waiting, self.waiting = self.waiting, []
-        for exchange in waiting:
-            shard = exchange.shard
-            fresh = bool(shard.stale) and shard.stale.get(exchange.origin, 0.0) > now
-            if fresh is not exchange.fresh:
-                exchange.fresh = fresh
-                exchange.curl.setopt(pycurl.FRESH_CONNECT, int(fresh))
-            exchange.started = True
-            shard.running += 1
-            shard.multi.add_handle(exchange.curl)
+        exchange = Exchange(new_handle(way, self.http), way, shard, self)
+        self.exchanges[exchange.curl] = exchange
+        return exchange
 
     def work(self, seconds: float | None) -> None:
         """Carry what is in flight until something is done, a call comes from another thread, or the time is over."""
@@ -124,19 +95,18 @@ class Loop:
         end = math.inf if seconds is None else now + seconds
         finished = self.finished
         while True:
-            pause = 0.0 if self.waiting or self.calls else min(max(0.0, min(end, self.due()) - now), LONGEST)
-            happened = [(fd, events) for fd, events in self.poller.poll(pause) if not self.aside(fd)]
+            left = 0.0 if self.waiting or self.calls else min(end, self.due(now)) - now
+            happened = self.happened(min(left, LONGEST) if left > 0 else 0.0)
             if self.waiting:
                 self.start()
-            for fd, events in happened:
-                if fd in self.watched and not self.closed:
-                    mask = (events & READ and 1) | (events & WRITE and 2) | (events & ~(READ | WRITE) and 4)
-                    self.act(self.watched[fd][0], fd, mask)
             now = time.monotonic()
             for shard in self.shards:
-                if shard.due <= now and not self.closed:
+                if shard.asked:
+                    shard.heed(now)
+                if shard.due <= now:
                     shard.due = math.inf
-                    self.act(shard, pycurl.SOCKET_TIMEOUT, 0)
+                    happened.append((shard, pycurl.SOCKET_TIMEOUT, 0))
+            self.act(happened)
             if now >= self.soonest or now >= self.look:
                 self.scan(now)
             if self.rung or self.calls:
@@ -147,57 +117,79 @@ class Loop:
             if self.finished != finished or now >= end or self.closed:
                 return
 
-    def due(self) -> float:
+    def happened(self, seconds: float) -> list[tuple[Shard, int, int]]:
+        """What the sockets of transfers say within so many seconds, for libcurl: whose, which and what."""
+        found = []
+        used = self.sockets.used
+        for fd, events in self.sockets.poller.poll(seconds):
+            if fd in used:
+                found.append((used[fd], fd, pycurl.CSELECT_IN if events == READ else action_of(events)))
+            elif self.bells and fd == self.bells[0].fileno():
+                self.rung = True
+                with suppress(BlockingIOError):
+                    self.bells[0].recv(4_096)
+            else:
+                self.sockets.leave(fd)
+        return found
+
+    def act(self, happened: list[tuple[Shard, int, int]]) -> None:
+        """Let libcurl do what can be done, and finish the transfers that end by it."""
+        for shard, fd, action in happened:
+            if self.closed:
+                return
+            _, running = shard.multi.socket_action(fd, action)
+            if running < shard.running:
+                ended: Any = shard.multi.info_read()
+                for curl in ended[1]:
+                    self.finish(self.exchanges[curl])
+                for curl, code, words in ended[2]:
+                    self.finish(self.exchanges[curl], code, words)
+
+    def start(self) -> None:
+        """Begin what waits to begin, on connections that nothing is known against."""
+        waiting, self.waiting = self.waiting, []
+        for exchange in waiting:
+            shard = exchange.shard
+            if shard.stale or exchange.fresh:
+                exchange.avoid(shard.stale.get(exchange.origin, 0.0) > time.monotonic())
+            exchange.started = True
+            shard.running += 1
+            shard.multi.add_handle(exchange.curl)
+
+    def due(self, now: float) -> float:
         """When ``work`` is to be called if nothing happens."""
         if self.waiting:
             return 0.0
         due = min(self.soonest, self.look)
         for shard in self.shards:
+            if shard.asked:
+                shard.heed(now)
             if shard.due < due:
                 due = shard.due
         return due
-
-    def aside(self, fd: int) -> bool:
-        """Whether what happened is no matter of a transfer.
-
-        An idle connection that has something to say is closed, or about to, or says what nobody asked for.  libcurl
-        looks for that once a second; until it has done so, what begins there begins on a new connection.
-        """
-        shard, _, used = self.watched.get(fd, (None, 0, False))
-        if used:
-            return False
-        if self.bells and fd == self.bells[0].fileno():
-            self.rung = True
-            with suppress(BlockingIOError):
-                self.bells[0].recv(4_096)
-            return True
-        origin, _ = self.connections.get(fd, ("", 0))
-        if shard is not None and origin and origin not in self.multiplexed:
-            shard.distrust(origin)
-        self.watched.pop(fd, None)
-        with suppress(OSError):  # it is closed
-            self.poller.unregister(fd)
-        return True
-
-    def act(self, shard: Shard, fd: int, mask: int) -> None:
-        _, running = shard.multi.socket_action(fd, mask)
-        if running < shard.running:
-            _, good, failed = shard.multi.info_read()
-            for curl in good:
-                self.finish(cast(Any, curl).exchange)
-            for curl, code, words in failed:
-                self.finish(cast(Any, curl).exchange, code, words)
 
     def finish(self, exchange: Exchange, code: int = 0, words: str = "", exc: Exception | None = None) -> None:
         """A transfer is over: by its end, by libcurl's ``code``, or because of ``exc``."""
         if self.closed:
             return
-        response = exchange.outcome(code, words, exc)
-        if exc is None and code == 0 and not exchange.trusted():
-            self.part(exchange)
+        if exchange.plain and code == 0 and exc is None:
+            response: Response = {
+                "status": exchange.status,
+                "headers": exchange.head or {},
+                "body": b"".join(exchange.pieces),
+            }
+        else:
+            response = exchange.outcome(code, words, exc)
+            if exc is None and code == 0 and not exchange.trusted():
+                self.part(exchange)
         self.release(exchange)
         self.finished += 1
-        exchange.done(response, None)
+        if exchange.done is not None:
+            exchange.done(response, None)
+        elif exchange.stream is not None:
+            exchange.stream.end(response.get("error"))
+        else:
+            exchange.response = response
 
     def part(self, exchange: Exchange) -> None:
         """End the connection of a finished transfer, which libcurl has kept."""
@@ -253,11 +245,19 @@ class Loop:
         if not self.forgotten:
             for shard in self.shards:
                 shard.multi.close()
-            for exchanges in (self.active, *self.idle.values()):
-                for exchange in exchanges:
-                    exchange.curl.close()
-        for kept in (self.active, self.idle, self.watched, self.shards, self.waiting):
+            for curl in self.exchanges:
+                curl.close()
+        for kept in (self.active, self.idle, self.shards, self.waiting):
             kept.clear()
-        self.poller.close()
+        self.sockets.close()
         for bell in self.bells:
             bell.close()
+
+
+def action_of(events: int) -> int:
+    """What ``epoll`` says of a socket, in libcurl's terms."""
+    return (
+        (events & READ and pycurl.CSELECT_IN)
+        | (events & WRITE and pycurl.CSELECT_OUT)
+        | (events & ~(READ | WRITE) and pycurl.CSELECT_ERR)
+    )

@@ -28,7 +28,7 @@ def forget_loops() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for loop in LOOPS:
         loop.forgotten = True
-        for fd, (_, inode) in loop.connections.items():
+        for fd, (_, inode) in loop.sockets.servers.items():
             with suppress(OSError):
                 if os.fstat(fd).st_ino == inode:
                     os.dup2(nowhere, fd, inheritable=False)

@@ -1,0 +1,75 @@
+"""The sockets of a loop: what each waits for, in one ``epoll``, and what those say that no transfer uses."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pycurl
+
+from chatfn.transports.curl_poller import READ, WRITE, new_poller
+
+if TYPE_CHECKING:
+    from chatfn.transports.curl_shard import Shard
+
+MASKS = {pycurl.POLL_IN: READ, pycurl.POLL_OUT: WRITE, pycurl.POLL_INOUT: READ | WRITE}
+
+
+class Sockets:
+    """Sockets by their numbers.  libcurl opens and closes them, some of its own without a word."""
+
+    __slots__ = ("multiplexed", "poller", "servers", "used", "watched")
+
+    def __init__(self) -> None:
+        self.poller = new_poller()
+        self.watched: dict[int, tuple[Shard, int]] = {}  # whose a socket is, and what it is watched for
+        self.used: dict[int, Shard] = {}  # those of them that a transfer uses
+        self.servers: dict[int, tuple[str, int]] = {}  # of a socket to a server its origin, and its inode
+        self.multiplexed: set[str] = set()  # origins that speak HTTP/2
+
+    def connected(self, fd: int, origin: str) -> None:
+        """A new socket: whatever had its number before is gone."""
+        self.watched.pop(fd, None)
+        self.used.pop(fd, None)
+        self.servers[fd] = (origin, os.fstat(fd).st_ino)
+
+    def watch(self, shard: Shard, what: int, fd: int, multi: Any, data: Any) -> None:
+        """libcurl's word on what a socket waits for.
+
+        One that waits for nothing is kept for its next request, and watched on: what an idle connection says is that
+        it is of no more use.
+        """
+        if what != pycurl.POLL_REMOVE:
+            mask = MASKS[what]
+            if fd not in self.watched or not self.modified(fd, mask):
+                self.poller.register(fd, mask)
+            self.watched[fd] = (shard, mask)
+            self.used[fd] = shard
+        elif self.used.pop(fd, None) is not None and self.watched[fd][1] != READ and self.modified(fd, READ):
+            self.watched[fd] = (shard, READ)
+
+    def modified(self, fd: int, mask: int) -> bool:
+        try:
+            self.poller.modify(fd, mask)
+        except OSError:  # it is another socket of that number
+            return False
+        return True
+
+    def leave(self, fd: int) -> None:
+        """An unused socket has something to say.
+
+        An idle connection does so that is closed, or about to be, or says what nobody asked for.  libcurl looks for
+        that once a second; until it has done so, what begins there begins on a new connection.
+        """
+        shard, _ = self.watched.pop(fd, (None, 0))
+        origin, _ = self.servers.get(fd, ("", 0))
+        if shard is not None and origin and origin not in self.multiplexed:
+            shard.distrust(origin)
+        with suppress(OSError):  # it is closed
+            self.poller.unregister(fd)
+
+    def close(self) -> None:
+        self.watched.clear()
+        self.used.clear()
+        self.poller.close()
