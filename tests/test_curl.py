@@ -247,6 +247,51 @@ def test_each_request_has_its_own_time(carrier: Driver) -> None:
         assert found == [0.2, 0.3]
 
 
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        ([endless(b"HTTP/1.1 103 X\r\nx: y\r\n\r\n" * 99)], {}),
+        ([b"HTTP/1.1 200 OK\r\n", endless(b"x: y\r\n" * 99)], {}),
+        ([b"HTTP/1.1 103 X\r\nx: y\r\n\r\n" * 99 + good("a"), until_gone], {"bounds": {"headers": 2_000}}),
+        ([b"HTTP/1.1 204 X\r\n" + b"x: y\r\n" * 999 + b"\r\n", until_gone], {"bounds": {"headers": 2_000}}),
+    ],
+    ids=["interim", "one", "interim and whole", "no body"],
+)
+@pytest.mark.parametrize("params", [PARAMS, STREAM], ids=["whole", "stream"])
+def test_heads_are_bounded_in_all(carrier: Driver, params: Any, steps: Any, options: Any) -> None:
+    with raw_server(steps) as server:
+        (response,) = carried(carrier, request_to(server.url, params, **options))
+        assert soon(lambda: not server.open)
+    assert response["error"]["category"] == "fault"
+    assert "bounds['headers']" in response["error"]["message"]
+
+
+@pytest.mark.parametrize("chunk", [b"", chunked(b" " * 9)[:-5]], ids=["no body", "a body"])
+def test_trailers_are_bounded(carrier: Driver, chunk: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    with raw_server([head + chunk + b"0\r\n", endless(b"x-y: z\r\n" * 999)]) as server:
+        (response,) = carried(carrier, request_to(server.url))
+        assert soon(lambda: not server.open)
+    assert response["error"]["category"] in ("fault", "interrupted", "unavailable")
+
+
+def test_a_head_that_is_wrong_and_has_no_body_ends_its_connection(carrier: Driver) -> None:
+    wrong = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-encoding: br\r\n\r\n"
+    with raw_server([wrong], [good("b")]) as server:
+        (first,) = carried(carrier, request_to(server.url))
+        (second,) = carried(carrier, request_to(server.url))
+        assert len(server.connections) == 2
+    assert (first["status"], first["error"]["category"], second["status"]) == (200, "fault", 200)
+
+
+def test_a_head_before_a_silence_is_heeded(carrier: Driver) -> None:
+    """Though the answer breaks: what it has said of itself is known."""
+    with raw_server([b"HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 9\r\n\r\n", until_gone]) as server:
+        (response,) = carried(carrier, request_to(server.url, request={"timeout": 0.2}))
+    assert (response["status"], response["headers"]["x-a"]) == (200, "b")
+    assert response["error"]["category"] == "interrupted"
+
+
 def test_a_stream_is_given_whole(carrier: Driver) -> None:
     with raw_server([stream("a", "b")]) as server:
         (response,) = carried(carrier, request_to(server.url, STREAM))
