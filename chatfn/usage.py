@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import unquote
 
-from chatfn.plain import without
+from chatfn.plain import MAPPINGS, without
 from chatfn.spec import Json, Request, Response
 
 Paid = dict[str, Any]  # what one attempt used: "usage", and, as far as they are known, what its price depends on
@@ -28,7 +28,7 @@ def own_usage(response: Json) -> Json | None:
     """
     said = said_of(response)
     usage = said.get("usage") if said is not None else None
-    return usage if isinstance(usage, Mapping) else None
+    return usage if isinstance(usage, MAPPINGS) else None
 
 
 def said_of(response: Json) -> Json | None:
@@ -37,9 +37,9 @@ def said_of(response: Json) -> Json | None:
     if error is not None:
         found = error.get("partial")
         if found is None and 200 <= response.get("status", 0) < 300:
-            found = body if isinstance(body, Mapping) else error.get("body")
+            found = body if isinstance(body, MAPPINGS) else error.get("body")
         body = found
-    return body if isinstance(body, Mapping) else None
+    return body if isinstance(body, MAPPINGS) else None
 
 
 def paid_of(request: Json, response: Json) -> list[Paid]:
@@ -163,7 +163,7 @@ def model_asked(request: Request) -> str | None:
     'my-gpt'
     """
     body = request["body"]
-    model = body.get("model") if isinstance(body, Mapping) else None
+    model = body.get("model") if isinstance(body, MAPPINGS) else None
     if isinstance(model, str):
         return model
     _, found, rest = request["url"].partition("/deployments/")

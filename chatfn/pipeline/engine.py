@@ -195,10 +195,12 @@ def pool_of(  # noqa: C901  # small functions that share one state
         flying.clear()
 
     def submit(task: Any) -> None:
+        nonlocal idle
         if thread is not None and not thread.ident:
             thread.start()
         backlog.append(task)
         if idle and len(flying) < size:
+            idle = False  # once is enough
             driver.wake()
 
     def finish() -> None:
