@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import ssl
@@ -991,24 +990,6 @@ def test_a_socks_proxy_is_an_error_that_says_so(http: Client) -> None:
     response = http.call("http://model.invalid/v1", allow_http=True, request={"proxies": proxies})
     assert "socks" in response["error"]["message"].lower()
     assert "hunter22" not in repr(response)
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with ca.pem, and with cert.pem and key.pem of 127.0.0.1."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command to make certificates with")
-    place = tmp_path_factory.mktemp("tls")
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    ca = ["-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem", "-addext", "keyUsage=critical,keyCertSign"]
-    leaf = ["-subj", "/CN=s", "-keyout", "key.pem", "-out", "cert.pem", "-CA", "ca.pem", "-CAkey", "ca.key"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
-    for args in (ca, [*leaf, *names]):
-        made = subprocess.run([openssl, "req", "-x509", *key, *args], cwd=place, capture_output=True, check=False)
-        if made.returncode:
-            pytest.skip("this openssl makes no certificates: " + made.stderr.decode()[-200:])
-    return place
 
 
 def server_context(certificates: Path) -> ssl.SSLContext:
