@@ -22,6 +22,7 @@ predecessor did, but for its content, costs two comparisons of small maps and a 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any, Literal, NamedTuple
@@ -77,31 +78,29 @@ def collector(choices: int = 1) -> Collector:
     (True, 'Hello')
     """
     head: dict[str, Any] = {}
-    states: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # index -> fields of the choice, its message
-    seen: dict[str, Any] | None = None  # the last event but for what changes, if folding it again would change nothing
-    quiet: dict[int, dict[str, Any] | None] = {}  # the same for the last of each choice
+    seen: dict[str, Any] = {}  # the last event, if folding it again would change nothing
+    # index -> fields of the choice, its message, and how it last was, if folding that again would change nothing
+    states: defaultdict[int, tuple[dict[str, Any], ...]] = defaultdict(lambda: ({}, {}, {}))
 
     def add(event: Json) -> None:
         nonlocal seen
         if not isinstance(event, MAPS):
             return
-        top = dict(event)  # several times faster than {**event}, which is not copied as a whole
-        top["choices"] = top["obfuscation"] = None
-        if top != seen:
-            seen = top if fold_head(head, top) else None
-        parts = event.get("choices")
+        parts = seen["choices"] = event.get("choices")  # what may change is held to be the same
+        if "obfuscation" in seen:
+            seen["obfuscation"] = event.get("obfuscation")
+        if event != seen:
+            seen = dict(event) if fold_head(head, event) else {}
         for choice in parts if isinstance(parts, LISTS) else ():
             if not isinstance(choice, MAPS):
                 continue
             index = choice.get("index")
-            if type(index) is not int:
-                index = 0
-            fields = dict(choice)
-            fields["delta"] = None
-            if fields != quiet.get(index):
-                quiet[index] = fold_fields(states.setdefault(index, ({}, {}))[0], fields)
-            message = states[index][1]
-            delta = choice.get("delta")
+            index = index if type(index) is int else 0
+            fields, message, known = states[index]
+            delta = known["delta"] = choice.get("delta")
+            if choice != known:
+                known.clear()
+                known.update(fold_fields(fields, choice))
             piece = delta.get("content") if type(delta) is dict and len(delta) == 1 else None
             written = message.get("content")
             if type(piece) is str and type(written) is StringIO:
@@ -111,7 +110,7 @@ def collector(choices: int = 1) -> Collector:
                 merge(message, spoken if isinstance(spoken, MAPS) else {}, "pieces")
 
     def completion() -> dict[str, Any]:
-        found = [completed(index, *states[index]) for index in sorted(states)]
+        found = [completed(index, *states[index][:2]) for index in sorted(states)]
         top = copied(head)
         if top.get("object") == "chat.completion.chunk":
             top["object"] = "chat.completion"
@@ -119,7 +118,7 @@ def collector(choices: int = 1) -> Collector:
         return {**top, "choices": found, **usage}
 
     def whole() -> bool:
-        return len(states) >= choices and all(fields.get("finish_reason") for fields, _ in states.values())
+        return len(states) >= choices and all(fields.get("finish_reason") for fields, *_ in states.values())
 
     return Collector(add, completion, whole)
 
@@ -159,17 +158,17 @@ def fold_head(head: dict[str, Any], top: Json) -> bool:
             head.setdefault(key, None)
         elif value or value is False or not head.get(key):
             head[key] = copied(value)
-    return all(isinstance(value, SCALARS) for value in top.values())
+    return all(isinstance(value, SCALARS) for key, value in top.items() if key not in ("choices", "obfuscation"))
 
 
-def fold_fields(old: dict[str, Any], fields: Json) -> dict[str, Any] | None:
-    """Take the members of a choice; a copy of them, if taking equal ones again would change nothing."""
+def fold_fields(old: dict[str, Any], fields: Json) -> dict[str, Any]:
+    """Take the members of a choice; a copy of them, if taking equal ones again would change nothing, or else none."""
     reports = {key: value for key, value in fields.items() if key.startswith("content_filter")}
     values = without(fields, "index", "delta", "message", *reports)
     merge(old, values, "values")
     merge(old, reports, "reports")
     same = "message" not in fields and all(isinstance(value, SCALARS) for value in values.values())
-    return {**fields, **copied(reports)} if same and is_flat(reports, 4) else None
+    return {**fields, **copied(reports)} if same and is_flat(reports, 4) else {}
 
 
 def is_flat(value: Any, levels: int) -> bool:

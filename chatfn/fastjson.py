@@ -8,8 +8,8 @@ result or its own words for what is wrong.  Where the two differ, and how each i
   written is looked through, a container at a time.
 - orjson reads integers beyond 64 bits as floats: 19 digits in a row that are no fraction are left to ``json``.
 - orjson refuses half of a surrogate pair, NaN, infinities and floats beyond the largest, which ``json`` reads.
-- orjson reads 1,024 levels of nesting, ``json`` about as many as its caller's stack leaves it: what is long enough for
-  so many has to be written again, which orjson refuses at more than 254.
+- orjson reads 1,024 levels of nesting, ``json`` about as many as its caller's stack leaves it: what is long
+  enough for so many, and has brackets enough for more than 254, has to be written again, which orjson refuses at more.
 
 orjson is imported at the first use, and without it nothing else is.
 """
@@ -21,8 +21,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 SHORT = 1_000  # bytes; half as many levels are no matter for json
+DEEPEST = 254  # levels that orjson writes
 DIGITS = bytes(48 if chr(byte).isdecimal() else byte for byte in range(128)) + bytes(range(128, 256))
 WIDE = b"0" * 19  # the shortest that 64 bits may not hold: -9223372036854775809
+FRACTION = b"." + WIDE
 TEXTS = frozenset({str})
 HOLDERS = frozenset({dict, list, tuple})
 KINDS = TEXTS | HOLDERS | {int, float, bool, type(None)}
@@ -30,7 +32,7 @@ KINDS = TEXTS | HOLDERS | {int, float, bool, type(None)}
 
 class Fast(NamedTuple):
     dumps: Callable[[Any], bytes]
-    loads: Callable[[bytes], Any]
+    loads: Callable[[str | bytes], Any]
 
 
 @cache
@@ -69,13 +71,13 @@ def fast_loads(text: str | bytes) -> Any:
     found = fast()
     if found is None:
         return None
-    body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    # Of 19 digits in a row three are among each sixth byte (find: "in" makes an exception first, and takes it back).
-    if body[::6].translate(DIGITS).find(b"000") >= 0 and has_wide_integer(body):
-        return None
     try:
-        data = found.loads(body)
-        if len(body) > SHORT:
+        body = text.encode() if isinstance(text, str) else text
+        # Of 19 digits in a row three are among each sixth byte (partition takes half the time of find, a third of in).
+        if body[::6].translate(DIGITS).partition(b"000")[1] and has_wide_integer(body):
+            return None
+        data = found.loads(text)
+        if len(body) > SHORT and body.count(b"[") + body.count(b"{") > DEEPEST:
             found.dumps(data)
     except (ValueError, TypeError):
         return None
@@ -88,7 +90,8 @@ def has_wide_integer(body: bytes) -> bool:
     >>> has_wide_integer(b"[1.0000000000000000000]"), has_wide_integer(b"[-1000000000000000000]")
     (False, True)
     """
-    return body.translate(DIGITS).replace(b"." + WIDE, b"").find(WIDE) >= 0
+    digits = body.translate(DIGITS)
+    return digits.find(WIDE) >= 0 and digits.replace(FRACTION, b"").find(WIDE) >= 0
 
 
 def is_written_alike(data: Any) -> bool:

@@ -372,6 +372,8 @@ def test_what_cannot_be_the_same_is_left_to_json_and_nothing_else() -> None:
     assert fast_loads(written(deep)) is None
     assert fast_loads(written(wide)) == wide
     assert fast_loads(written(nested(400))) == nested(400)  # too short to be deep
+    assert fast_loads(written(nested(254)) + b" " * 1_000) == nested(254)  # too few brackets to be deep
+    assert fast_loads(written(nested(255)) + b" " * 1_000) is None
 
 
 # --- with and without the module ----------------------------------------------------------------------------------
@@ -398,7 +400,8 @@ def test_with_whatever_stands_in_for_orjson_every_way_is_taken() -> None:
     assert fast_dumps([[[]]]) is None
     assert fast_loads(written(long)) == long
     assert fast_loads(b"[NaN]") is None
-    assert fast_loads(b" " * 2_000 + b"[[[]]]") is None
+    assert fast_loads(b" " * 2_000 + b"[[[]]]") == [[[]]]
+    assert fast_loads(written([[[[]]]] * 100) + b" " * 2_000) is None
     assert fast_loads("[12345678901234567890]") is None
     assert fast_loads("[0.1234567890123456789]") == [0.1234567890123456789]
     assert fast_loads("[1.5]") == [1.5]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Generator
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple
 
 from chatfn.chunks import DONE, collector
@@ -35,28 +35,28 @@ def read(body: Any) -> Any:
     """The next ``Read`` of a body; of an asynchronous one, to be awaited."""
     if hasattr(body, "__anext__"):
         return aread(body)
-    began = time.monotonic()
-    chunk: bytes | Error | None
+    chunk: bytes | Error | None = b""
+    began = monotonic()
     try:
-        chunk = next(body, None)
         while chunk == b"":
             chunk = next(body, None)
     except (ChatError, OSError) as exc:
         chunk = error_of(exc)
-    now = time.monotonic()
+    now = monotonic()
     return Read(chunk, now - began, now)
 
 
 async def aread(body: Any) -> Read:
-    began = time.monotonic()
-    chunk: bytes | Error | None
+    chunk: bytes | Error | None = b""
+    began = monotonic()
     try:
-        chunk = await anext(body, None)
         while chunk == b"":
-            chunk = await anext(body, None)
+            chunk = await body.__anext__()
+    except StopAsyncIteration:
+        chunk = None
     except (ChatError, OSError) as exc:
         chunk = error_of(exc)
-    now = time.monotonic()
+    now = monotonic()
     return Read(chunk, now - began, now)
 
 
@@ -155,6 +155,7 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
             pairs = decode_events(chunk, last)
         except ChatError as exc:
             return found, {**exc.error, "status": status}, False
+        add = fold.add
         for kind, text in pairs:
             if text == DONE:
                 return found, None, True
@@ -170,7 +171,7 @@ def event_reader(request: Request, response: Response, secrets: list[str], class
                 return found, refuse(excerpt, f"an event that is no JSON map: {excerpt}"), False
             if kind == "error" or event.get("error"):
                 return found, refuse(event), False
-            fold.add(event)
+            add(event)
             found.append(event)
         return found, None, False
 
