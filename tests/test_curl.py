@@ -554,20 +554,22 @@ def test_what_breaks_in_http_2_is_an_error_that_may_be_tried_again(second: Drive
 
 def test_a_header_that_comes_more_than_once_is_one() -> None:
     text = b"HTTP/1.1 201 Made\r\nA: 1\r\nX-Empty:\r\na:2 \r\nB: x: y\r\n\r\n"
-    assert head_of(text) == (201, {"a": "1, 2", "x-empty": "", "b": "x: y"})
+    assert head_of(text.splitlines(True)) == (201, {"a": "1, 2", "x-empty": "", "b": "x: y"})
 
 
 def test_a_head_is_read_without_the_interim_ones_before_it_and_the_trailers_after_it() -> None:
     early, late = b"HTTP/1.1 103 Early\r\na: 0\r\n\r\nHTTP/1.1 100\n\n", b"HTTP/1.1 200 OK\na: 1\r\n\r\n"
-    assert head_of(early + late + b"b: 2\r\n\r\n") == (200, {"a": "1"})
+    assert head_of((early + late + b"b: 2\r\n\r\n").splitlines(True)) == (200, {"a": "1"})
     for cut in range(1, len(late)):
-        assert head_of((early + late)[:-cut]) == (0, {})
+        assert head_of((early + late)[:-cut].splitlines(True)) == (0, {})
 
 
-@pytest.mark.parametrize("text", [b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"x\r\n\r\n"])
+@pytest.mark.parametrize(
+    "text", [b"HTTP/1.1 101 X\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 20\r\n\r\n", b"x\r\n\r\n"]
+)
 def test_a_head_that_is_no_answers_is_refused(text: bytes) -> None:
     with pytest.raises(HTTPException):
-        head_of(text)
+        head_of(text.splitlines(True))
 
 
 @pytest.mark.parametrize(

@@ -194,24 +194,24 @@ class Exchange:
 
     def read_head(self) -> bool:
         """Understand the head.  Whether it is one, whole and good."""
-        text = b"".join(self.lines)
-        self.headed += len(text)
-        self.lines.clear()
+        lines = self.lines
+        self.headed += sum(map(len, lines))
         try:
             if self.headed > self.request["bounds"]["headers"]:
                 raise HeadTooLarge
-            status, head = head_of(text)
+            status, head = head_of(lines)
             if not status:
+                lines.clear()
                 return False
             self.status, self.head = status, head
-            check_framing(head)
-            self.inflate: Inflate = (
-                inflater(head.pop("content-encoding", "")) if "content-encoding" in head else as_it_is
-            )
+            counted = "transfer-encoding" not in head and head.get("content-length", "").isdecimal()
+            if not counted:
+                check_framing(head)
+            self.inflate: Inflate = inflater(head.pop("content-encoding")) if "content-encoding" in head else as_it_is
         except (ChatError, OSError, http.client.HTTPException) as exc:
             self.failed = exc
             return False
-        if text.startswith(b"HTTP/2"):
+        if lines[0].startswith(b"HTTP/2"):
             self.loop.sockets.multiplexed.add(self.origin)
         good = 200 <= status < 300
         self.limit = self.request["bounds"]["body"] if good else ERROR_BYTES
@@ -220,7 +220,6 @@ class Exchange:
         elif good and self.streams:
             self.stream, self.until = self.opened(self), math.inf
         else:
-            counted = "content-length" in head and "transfer-encoding" not in head
             self.plain = counted and self.inflate is as_it_is and not self.heard
         return True
 
@@ -239,7 +238,7 @@ class Exchange:
 
     def outcome(self, code: int, words: str, exc: Exception | None) -> Response:
         """The response map of what came: of libcurl's code, or of what ended the transfer here."""
-        if self.head is None and self.lines:
+        if self.head is None and self.lines and self.failed is None:
             self.read_head()
         gathered = self.stream if isinstance(self.stream, Gathered) else None
         if self.failed is not None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import re
 
 from chatfn.core import wire_headers
 from chatfn.spec import Request
 from chatfn.transports.decoding import ACCEPTED
 
-STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: |\r|\n|$)")
-END = re.compile(rb"\n\r?\n")
+VERSIONS = frozenset({b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2", b"HTTP/3"})
 
 
 def header_lines(request: Request) -> list[str]:
@@ -20,31 +18,35 @@ def header_lines(request: Request) -> list[str]:
     return own + [f"{name}: {value}" if value else f"{name};" for name, value in headers.items()]
 
 
-def head_of(text: bytes) -> tuple[int, dict[str, str]]:
+def head_of(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """The status and the headers of an answer's head; 0 and none if it has not arrived whole.
 
-    ``text``: what came apart from the body: interim heads, which are passed over, the head, and perhaps trailers.
+    ``lines``: what came apart from the body: interim heads, which are passed over, the head, and perhaps trailers.
     """
-    start = 0
-    while end := END.search(text, start):
-        first = STATUS.match(text, start)
-        if first is None or first[1] == b"101":  # nobody asked for another protocol
-            raise http.client.HTTPException("its status is none that was asked for")
-        if first[1] >= b"200":
-            return int(first[1]), fields_of(text[start : end.start()])
-        start = end.end()
+    if b"\n" in lines:
+        lines = [b"\r\n" if line == b"\n" else line for line in lines]
+    while b"\r\n" in lines:
+        end = lines.index(b"\r\n")
+        version, _, words = lines[0].partition(b" ")
+        status = words[:3]
+        if version not in VERSIONS or not status.isdigit() or not words[3:4].isspace():
+            raise http.client.HTTPException("it has no status")
+        if status == b"101":
+            raise http.client.HTTPException("it speaks another protocol, which nobody asked for")
+        if status >= b"200":
+            return int(status), fields_of(lines[1:end])
+        lines = lines[end + 1 :]
     return 0, {}
 
 
-def fields_of(text: bytes) -> dict[str, str]:
-    """The headers in the lines of a head after its first."""
+def fields_of(lines: list[bytes]) -> dict[str, str]:
+    """The headers in the lines of a head."""
     found: dict[str, str] = {}
-    lines = text.decode("latin-1").split("\n")[1:]
     for line in lines:
-        name, _, value = line.partition(":")
+        name, _, value = line.decode("latin-1").partition(":")
         found[name.lower()] = value.strip()
     if len(found) < len(lines):  # some came more than once
-        fields = [line.partition(":") for line in lines]
+        fields = [line.decode("latin-1").partition(":") for line in lines]
         for known in found:
             found[known] = ", ".join([value.strip() for name, _, value in fields if name.lower() == known])
     return found
