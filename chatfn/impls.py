@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -78,9 +79,18 @@ def with_path(url: str, path: str, query: Mapping[str, Any]) -> str:
 
 
 def openai_url(operation: Operation, params: Json, options: Options) -> str:
-    endpoint = endpoint_of(options)
-    base = urlsplit(endpoint).path.rstrip("/").removesuffix(operation["path"])
-    return with_path(endpoint, base + operation["path"], {})
+    return beneath(endpoint_of(options), operation["path"])
+
+
+@lru_cache(1_024)
+def beneath(endpoint: str, path: str) -> str:
+    """The URL of a path beneath an endpoint, which may name it already.
+
+    >>> beneath("https://h/v1/", "/chat/completions"), beneath("https://h/v1/chat/completions", "/chat/completions")
+    ('https://h/v1/chat/completions', 'https://h/v1/chat/completions')
+    """
+    base = urlsplit(endpoint).path.rstrip("/").removesuffix(path)
+    return with_path(endpoint, base + path, {})
 
 
 def key_auth(options: Options) -> Auth | None:

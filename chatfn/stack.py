@@ -151,11 +151,6 @@ def layers_of(options: Options) -> list[Middleware]:
 
 
 def asks(options: Options) -> bool:
-    """Whether the credential of an attempt may be a function: of the call, of a target, or of unknown middleware."""
-    several = [options, *(target.options for target in targets_in(options))]
-    return any(map(callable, options.get("middleware", ()))) or any(map(asks_itself, several))
-
-
-def asks_itself(options: Options) -> bool:
-    auth = auth_of(options)
-    return auth is not None and auth["secret"].kind == "function"
+    """Whether the credential of the call or of one of its targets is a function."""
+    found = map(auth_of, [options, *(target.options for target in targets_in(options))])
+    return any(auth is not None and auth["secret"].kind == "function" for auth in found)

@@ -307,6 +307,17 @@ def test_the_key_in_an_impls_defaults_goes_to_the_endpoint_in_its_defaults_only(
     assert away.options.get("api_key") is None
 
 
+def test_the_credential_function_of_a_target_is_asked_once_more_after_401():
+    tokens = iter(["stale-token", "fresh-token"])
+    with raw_server([answer(QUOTA, 429)]) as a, raw_server([answer({}, 401)], [answer(DONE)]) as b:
+        response = create_chat_completion(PARAMS, beside(a, at(b, api_key=lambda: next(tokens))))
+        assert response["body"] == DONE
+        assert [request["headers"]["authorization"] for request in b.requests] == [
+            "Bearer stale-token",
+            "Bearer fresh-token",
+        ]
+
+
 def test_a_target_of_the_calls_own_service_has_its_options_but_for_its_own():
     own = {
         "api_key": OWN,
@@ -456,7 +467,7 @@ def test_as_a_function_it_says_how_it_is_used():
 def test_layers_without_targets_pass_untouched():
     layers = ("retry", lambda handler: handler)
     assert resolved({"middleware": layers})["middleware"] == layers
-    assert len(layers_of(resolved({"middleware": layers}))) == 5
+    assert len(layers_of(resolved({"middleware": layers}))) == 4
 
 
 # --- the flow -----------------------------------------------------------------------------------------------------
