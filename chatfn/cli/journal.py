@@ -70,6 +70,8 @@ def summary_lines(path: str, found: Json) -> Iterator[str]:
     unknown    0
     cached     0
     tokens     0 (0 of prompts, 0 of completions)
+    >>> list(summary_lines("run.db", {**empty, "targets": {"m@a.example": 2, "m@b.example": 1}}))[-3:]
+    ['targets', '           2  m@a.example', '           1  m@b.example']
     """
     failed, tokens, unknown = found["failed"], found["tokens"], found["unknown"]
     kinds = ", ".join(f"{count:,} {category}" for category, count in failed.items())
@@ -85,6 +87,9 @@ def summary_lines(path: str, found: Json) -> Iterator[str]:
     yield f"cached     {found['cached']:,}{' answered from here' if found['cached'] else ''}"
     yield f"tokens     {tokens['total']:,} ({tokens['prompt']:,} of prompts, {tokens['completion']:,} of completions)"
     yield from cost_lines(found.get("by_day", []), found.get("prices", []))
+    if found.get("targets"):
+        yield "targets"
+        yield from (f"           {count:,}  {name}" for name, count in found["targets"].items())
     if found["slowest"]:
         yield "slowest"
         yield from (call_line(call, f"{call['seconds']:.3g} s") for call in found["slowest"])

@@ -30,7 +30,8 @@ CREATE TABLE calls (              -- every call that was about to be sent, in th
     sent REAL NOT NULL,           -- when it was about to be sent
     ended REAL,                   -- when its outcome was written
     model TEXT,                   -- as asked for; if the body names none, as answered
-    url TEXT NOT NULL,
+    url TEXT NOT NULL,            -- where it was to be sent; with a target, the URL of that
+    target TEXT,                  -- which target of a fallback or a balance answered, or failed last
     status INTEGER,               -- of HTTP; 0: no response arrived
     category TEXT,                -- of the error
     attempts INTEGER,             -- how many requests it took
@@ -38,6 +39,7 @@ CREATE TABLE calls (              -- every call that was about to be sent, in th
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
     total_tokens INTEGER,
+    paid TEXT,                    -- what attempts before the last used: their usages, models, URLs; null: nothing
     crc INTEGER,                  -- CRC-32 of response, in UTF-8; null: not checked
     request TEXT NOT NULL,        -- {"method", "url", "body"} and, if there is one, "sample"
     error TEXT,                   -- the error map; of a broken stream with what had arrived, as "partial"
@@ -54,6 +56,7 @@ CREATE TABLE runs (               -- processes that had the journal open to writ
 CREATE UNIQUE INDEX claimed ON calls (key) WHERE live = 1;
 CREATE INDEX failed ON calls (key) WHERE state = 'failed';
 """
+ADDED = {"unsure": "INTEGER", "target": "TEXT", "paid": "TEXT"}  # columns that the first files of this version lack
 
 
 def schema() -> str:
@@ -146,7 +149,37 @@ def prepare(db: sqlite3.Connection, path: str, full: bool) -> str | None:
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
-    return problem_of(db, path)
+    problem = problem_of(db, path)
+    if problem is None and lacking(db):
+        add_columns(db)
+    return problem
+
+
+def lacking(db: sqlite3.Connection) -> list[str]:
+    """The columns of calls that a file does not have, for it was made before there were any."""
+    known = {row[1] for row in db.execute("PRAGMA main.table_info(calls)")}
+    return [name for name in ADDED if name not in known]
+
+
+def add_columns(db: sqlite3.Connection) -> None:
+    """Give a file the columns that it lacks; who has it open meanwhile, or reads it later, does not mind them."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for name in lacking(db):  # another process may have been first
+            db.execute(f"ALTER TABLE calls ADD COLUMN {name} {ADDED[name]}")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def show_columns(db: sqlite3.Connection) -> None:
+    """Let a connection that only reads see the columns that its file lacks, empty as they are."""
+    missing = lacking(db)
+    if missing:
+        empty = ", ".join(f"NULL AS {name}" for name in missing)
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"CREATE TEMP VIEW calls AS SELECT *, {empty} FROM main.calls")  # noqa: S608  # our own names
 
 
 def is_empty(db: sqlite3.Connection) -> bool:

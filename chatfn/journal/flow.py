@@ -18,6 +18,7 @@ from chatfn.plain import without
 from chatfn.secret import mask, secrets_of
 from chatfn.spec import Error, Json, Request, Response
 from chatfn.unfold import events_of
+from chatfn.usage import usage_of, with_paid
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.005, 0.25  # seconds between two looks at a call that another has in flight
 UNKEPT = (OSError, ValueError, TypeError, AttributeError, RecursionError)  # what may be wrong with an answer or a file
@@ -91,11 +92,11 @@ def kept(store: Store, claim: Claim, response: Response, body: Any) -> None:
 
 def outcome_of(response: Response, body: Any) -> Outcome:
     early = "stop" in response or "unfinished" in response  # what has no attempts here is sent again
-    attempts, usage = None if early else response.get("attempts", 1), response.get("usage")
-    unsure = cast(Any, response).get("unsure")
+    attempts = None if early else response.get("attempts", 1)
+    usage = usage_of({**response, "body": body}) if "paid" in response else response.get("usage")
     if "error" in response:
-        return error_outcome("failed", response["error"], attempts, usage, unsure)
-    return answer_outcome(body, response["status"], attempts, usage or body.get("usage"), unsure)
+        return error_outcome("failed", response["error"], attempts, usage, response)
+    return answer_outcome(body, attempts, usage or body.get("usage"), response)
 
 
 def warned(store: Store, exc: Exception) -> str:
@@ -118,7 +119,7 @@ def abandon(
         error["partial"] = partial_body
     problem: Exception | None
     try:
-        (problem,) = store.settle([(claim, error_outcome(state, error, None))])
+        (problem,) = store.settle([(claim, error_outcome(state, error, None, None, {}))])
     except UNKEPT as exc:
         problem = exc
     if problem is not None:  # the row says "sent", which comes to the same when its claim is gone
@@ -127,14 +128,16 @@ def abandon(
 
 def answered(request: Request, found: Answer) -> Flow:
     """The response of a call that the store has the outcome of."""
-    if found.completion is None:
-        error = cast(Error, found.error)
-        old: Response = {"status": error.get("status", 0), "headers": {}, "body": None, "error": error}
-        return {**old, "attempts": found.attempts, "cached": True}
-    body: Any = found.completion
-    if request["stream"]:
+    body, error = cast(Any, found.completion), found.error
+    status, attempts = 200 if error is None else error.get("status", 0), found.attempts
+    if error is None and request["stream"]:
         body = yield Call(partial(Stream, spelled(body, request["body"])), blocks=False)
-    return {"status": 200, "headers": {}, "body": body, "attempts": found.attempts, "cached": True}
+    response: Response = {"status": status, "headers": {}, "body": body, "attempts": attempts, "cached": True}
+    if error is not None:
+        response = {**response, "error": error}
+    if found.rest:
+        response = with_paid(cast(Response, {**response, **without(found.rest, "paid")}), found.rest.get("paid", ()))
+    return response
 
 
 def spelled(completion: dict[str, Any], body: Any) -> Iterator[dict[str, Any]]:

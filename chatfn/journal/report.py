@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatfn.journal import JournalError, locks
-from chatfn.journal.files import PATIENCE, allowed, damaged, is_damage, problem_of
+from chatfn.journal.files import PATIENCE, allowed, damaged, is_damage, problem_of, show_columns
 from chatfn.journal.rows import data_of
 
 SLOWEST = 5
@@ -27,13 +27,18 @@ SLOW = (
     "SELECT id, key, sent, model, ended - sent FROM calls WHERE state IN ('answered', 'failed')"
     " ORDER BY ended - sent DESC LIMIT ?"
 )
-ANSWERS = "SELECT id, request, response FROM calls WHERE id > ? AND id <= ? AND state = 'answered' ORDER BY id LIMIT ?"
+TARGETS = "SELECT target, count(*) FROM calls WHERE target IS NOT NULL GROUP BY target ORDER BY count(*) DESC, target"
+ANSWERS = (
+    "SELECT id, request, response, target FROM calls"
+    " WHERE id > ? AND id <= ? AND state = 'answered' ORDER BY id LIMIT ?"
+)
 
 
 def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What became of the calls of a journal.
 
-    ``calls``, ``answered``, ``in_flight``: numbers; ``failed``: a number for each category; ``unknown``: what was sent
+    ``calls``, ``answered``, ``in_flight``: numbers; ``failed``: a number for each category; ``targets``: one for each
+    target of a ``fallback`` or ``balance``, of the calls that it answered, or failed last; ``unknown``: what was sent
     without its outcome becoming known, each with ``id``, ``key``, ``sent``, ``model``; ``cached``: how many calls were
     answered from the file; ``tokens``: ``prompt``, ``completion``, ``total`` of the answers; ``first``, ``last``:
     seconds since 1970, or None; ``slowest``: five calls, likewise, with their ``seconds``.  A call that failed and was
@@ -54,6 +59,7 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             "calls": calls,
             "answered": answers,
             "failed": dict(db.execute(FAILURES).fetchall()),
+            "targets": dict(db.execute(TARGETS).fetchall()),
             "unknown": unknown,
             "in_flight": in_flight,
             "cached": db.execute("SELECT coalesce(sum(cached), 0) FROM runs").fetchone()[0],
@@ -65,7 +71,8 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def export(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The answered calls of a journal, in the order in which they were sent, as ``{"params": …, "completion": …}``.
+    """The answered calls of a journal, in the order in which they were sent, as ``{"params": …, "completion": …}``, and
+    the ``target`` that answered, if it was one of a ``fallback`` or a ``balance``.
 
     Raises, at the first item, as ``summary`` does.
     """
@@ -74,9 +81,10 @@ def export(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         newest = db.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
         after = 0
         while rows := db.execute(ANSWERS, (after, newest, PAGE)).fetchall():
-            for number, request, response in rows:
+            for number, request, response, target in rows:
                 params = data_of(real, number, request)["body"]
-                yield {"params": params, "completion": data_of(real, number, response)}
+                who = {} if target is None else {"target": target}
+                yield {"params": params, "completion": data_of(real, number, response), **who}
             after = rows[-1][0]
 
 
@@ -90,6 +98,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(uri_of(path), timeout=PATIENCE, isolation_level=None, uri=True)) as db:
             words = problem_of(db, path)
             if words is None:
+                show_columns(db)
                 yield db
                 return
             problem = ValueError(words)

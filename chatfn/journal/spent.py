@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
-from chatfn.cost import money
+from chatfn.cost import paid_attos
 from chatfn.journal.report import PAGE, reading
 from chatfn.journal.rows import TOKENS, integer
 from chatfn.middleware.bounds import Budget, bound_of, used_of
@@ -18,7 +18,7 @@ from chatfn.middleware.budget import budget
 from chatfn.middleware.ledger import NOTHING, Amount, plus
 from chatfn.prices import ATTOS, Lookup
 from chatfn.spec import Json, Middleware
-from chatfn.usage import is_free
+from chatfn.usage import Paid, is_free
 
 DAY = 86_400  # seconds
 SAID = ("usage", "model", "service_tier", "created")
@@ -26,7 +26,7 @@ CALLS = (
     "SELECT id, sent, state, model, url, status, category, attempts, prompt_tokens, completion_tokens, total_tokens,"
     " coalesce(json_extract(response, '$.usage', '$.model', '$.service_tier', '$.created'),"
     " json_extract(error, '$.partial.usage', '$.partial.model', '$.partial.service_tier', '$.partial.created')),"
-    " json_extract(error, '$.sent'), unsure,"
+    " json_extract(error, '$.sent'), unsure, paid,"
     " CASE WHEN state <> 'answered' OR prompt_tokens IS NULL OR unsure IS NOT NULL THEN request END"
     " FROM calls WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
 )
@@ -38,10 +38,11 @@ class Used(NamedTuple):
     sent: float  # seconds since 1970
     model: str | None
     url: str
-    said: Json  # of what was answered: usage, model, service_tier, created
-    free: bool  # surely, but for attempts that are unsure
+    usage: Json  # of all attempts, as far as it is known
+    paid: list[Paid]  # the attempts that it is known of
     open: bool  # whether nobody knows how many attempts it had
-    unsure: int  # earlier attempts of which nobody knows what they used
+    unsure: int  # attempts of which nobody knows what they used, if it is not open
+    lost: bool  # whether the last is one of them
     request: Json | None  # if there may be something of which nobody knows what it used
 
 
@@ -54,25 +55,29 @@ def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
 
 
 def used(row: tuple[Any, ...]) -> Used:
-    _, sent, state, model, url, status, category, attempts, *tokens, text, left, unsure, request = row
+    _, sent, state, model, url, status, category, attempts, *tokens, text, left, unsure, paid, request = row
     found = json.loads(text) if text is not None else [None] * len(SAID)
     said = {name: value for name, value in zip(SAID, found, strict=True) if value is not None}
     counted = {name: value for name, value in zip(TOKENS, tokens, strict=True) if value is not None}
-    usage = said.get("usage")
-    if counted:  # these are of all attempts, where the answer's own are of the last
-        said["usage"] = {**(usage if isinstance(usage, dict) else {}), **counted}
-    answered = said.get("model")
+    own, answered = said.get("usage"), said.get("model")
+    own = own if isinstance(own, dict) else {}
+    usage = {**own, **counted}
+    earlier: list[Paid] = [] if paid is None else json.loads(paid)
+    own = own if earlier else usage  # without it the counts may be of all attempts, and the answer's own of the last
     error = {"category": category, **({} if left is None else {"sent": bool(left)})}
-    failed = {"status": status or 0, "error": error, "attempts": attempts}
-    free = state == "failed" and not said.get("usage") and is_free(failed)
+    failed = {"status": status, "error": error, "attempts": attempts}
+    free = state == "failed" and not own and is_free(failed)
+    lost = not own and not free
+    name = answered if isinstance(answered, str) else model
     return Used(
         sent,
-        answered if isinstance(answered, str) else model,
+        name,
         url,
-        said,
-        free,
+        usage,
+        [*earlier, {**said, "model": name, "usage": own, "url": url}] if own else earlier,
         state in ("sent", "unknown"),
-        unsure or 0,
+        (unsure or 0) + lost,
+        lost,
         None if (free and not unsure) or request is None else json.loads(request),
     )
 
@@ -87,20 +92,15 @@ def by_day(path: str | os.PathLike[str], lookup: Lookup, provider: str | None = 
     sums: dict[tuple[int, str], list[int]] = {}
     with reading(os.path.realpath(os.fsdecode(path))) as db:
         for call in calls_in(db):
-            said = call.said
-            usage = said.get("usage") or {}
-            found = money(
-                usage, call.model, lookup, provider or call.url, said.get("service_tier"), said.get("created")
-            )
             entry = sums.setdefault((int(call.sent // DAY), call.model or ""), [0] * 7)
             entry[0] += 1
             for place, name in enumerate(TOKENS, 1):
-                entry[place] += integer(usage.get(name)) or 0
-            if isinstance(found, str):
-                entry[6] += not call.free
-            else:
+                entry[place] += integer(call.usage.get(name)) or 0
+            found = paid_attos(call.paid, lookup, provider)
+            if call.paid and not isinstance(found, str):
                 entry[4] += found[0]
                 entry[5] += 1
+            entry[6] += call.lost or isinstance(found, str)
     return [
         {
             "day": datetime.fromtimestamp(day * DAY, UTC).date().isoformat(),
@@ -127,16 +127,19 @@ def spent_in(path: str, attempts: int, budget: Budget) -> Amount:
 
 
 def taken(call: Used, attempts: int, budget: Budget) -> Amount:
-    if call.free and not call.unsure:
-        return NOTHING
+    """What a call has taken of a budget, as ``spent_in`` has it."""
     request: Any = call.request or {"url": call.url, "body": {"model": call.model}}
     request = {**request, "body": request["body"] if isinstance(request.get("body"), Mapping) else {}}
-    known: Amount | None = NOTHING if call.free else None
-    if isinstance(call.said.get("usage"), dict):
-        known = used_of(request, {"status": 200, "body": call.said}, budget)
-    times = attempts if call.open else call.unsure + (known is None)
+    found = [used_by(paid, {**request, "url": paid.get("url", call.url)}, budget) for paid in call.paid]
+    known = [amount for amount in found if amount is not None]
+    times = attempts if call.open else call.unsure + len(found) - len(known)
     bound = bound_of(request, budget) if times and call.request is not None else ""
-    return reduce(plus, [] if isinstance(bound, str) else [bound] * times, known or NOTHING)
+    return reduce(plus, [*known, *([] if isinstance(bound, str) else [bound] * times)], NOTHING)
+
+
+def used_by(paid: Paid, request: Any, budget: Budget) -> Amount | None:
+    """What an attempt used that was sent as ``request``; None if nobody knows."""
+    return used_of(request, {"status": 200, "body": paid}, budget)
 
 
 def budget_in(path: str | os.PathLike[str], attempts: int, settings: Json) -> Middleware:

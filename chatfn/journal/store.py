@@ -38,6 +38,7 @@ from chatfn.journal.rows import (
     answer_of,
     claim_values,
     data_of,
+    given_back,
     run_with,
 )
 from chatfn.spec import Request
@@ -152,11 +153,12 @@ class Store:
             found[one.key] = Held(None)
         if type(row) is not tuple:
             return row
-        number, crc, response, error, attempts = row
+        number, attempts, crc, response, rest, error = row
         try:
+            more = given_back(self.path, number, rest)
             if error is None:
-                return answer_of(self.path, number, crc, response, attempts)
-            return Answer(None, data_of(self.path, number, error), attempts)
+                return answer_of(self.path, number, crc, response, attempts, more)
+            return Answer(None, data_of(self.path, number, error), attempts, more)
         except JournalError as exc:
             return exc
 
@@ -176,7 +178,8 @@ class Store:
                 old = db.execute(FIND_ERROR, (one.key,)).fetchone() if one.keep_errors else None
                 if old is not None:
                     check_keys([old[0]], [one])
-                    found[one.key] = (old[1], None, None, old[2], old[3])
+                    _, number, error, attempts, rest = old
+                    found[one.key] = (number, attempts, None, None, rest, error)
             asked = [one for one in missing if found.get(one.key) is None]
             if not asked:
                 return found
@@ -187,12 +190,10 @@ class Store:
                 return found
         raise sqlite3.DatabaseError(DISAGREE)
 
-    def seen(
-        self, db: sqlite3.Connection, number: int, state: str, run: int, attempts: int, crc: int, response: str
-    ) -> Any:
+    def seen(self, db: sqlite3.Connection, number: int, state: str, run: int, *answer: Any) -> Any:
         """What a row says of its call; None if it was lost."""
         if state == "answered":
-            return number, crc, response, None, attempts
+            return number, *answer, None
         mine = self.claims.get(number) if run == self.run else None
         if mine is not None or (run != self.run and locks.alive(self.path, run)):
             return Held(mine and mine.reader)
