@@ -620,7 +620,7 @@ def test_without_pycurl_the_error_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("kind", [selectors.SelectSelector, selectors.PollSelector])
 def test_a_selector_does_in_place_of_epoll(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatfn.transports.curl_sockets.new_poller", lambda: Selected(kind()))
-    monkeypatch.setattr("chatfn.transports.curl.IDLE", {})
+    monkeypatch.setattr("chatfn.transports.curl.IDLE", {"2": []})
     with raw_server([good("a")], [good("b"), 0.02, CLOSE], [good("c")], [stream("d")]) as server:
         for name in "abc":
             assert create_chat_completion(PARAMS, options_of(server.url))["id"] == name

@@ -18,9 +18,10 @@ from chatfn.transports.curl_loop import Loop
 from chatfn.transports.curl_settings import HTTP
 from chatfn.transports.curl_streams import Stream, read
 
-IDLE: dict[str, list[Loop]] = {}  # loops that nobody uses, by their setting "http"; the last one used comes first
+IDLE: dict[str, list[Loop]] = {http: [] for http in HTTP}  # loops that nobody uses, the last one used at the end
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=IDLE.clear)
+    for idle in IDLE.values():
+        os.register_at_fork(after_in_child=idle.clear)
 
 
 def configured(http: str = "2") -> Any:
@@ -34,7 +35,10 @@ def configured(http: str = "2") -> Any:
     def curl(request: Request) -> Response:
         """The response of the server, its body whole or, of a stream, as it arrives; whatever fails is its
         ``error``."""
-        loop = borrow(http)
+        try:
+            loop = IDLE[http].pop()  # which has the freshest connections
+        except IndexError:
+            loop = Loop(http)
         try:
             exchange = loop.send(request, None, partial(Stream, loop) if request["stream"] else None)
             while exchange.response is None and exchange.stream is None:
@@ -68,17 +72,9 @@ def streamed(stream: Stream, leave: Callable[[], object]) -> Response:
     return {"status": stream.status, "headers": stream.head or {}, "body": body}
 
 
-def borrow(http: str) -> Loop:
-    """A loop for one request; that which was used last has the freshest connections."""
-    try:
-        return IDLE[http].pop()
-    except (KeyError, IndexError):
-        return Loop(http)
-
-
 def give_back(loop: Loop) -> None:
     if not loop.closed and not loop.forgotten:
-        IDLE.setdefault(loop.http, []).append(loop)
+        IDLE[loop.http].append(loop)
 
 
 def driver(http: str = "2") -> Driver:

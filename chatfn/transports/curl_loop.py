@@ -93,10 +93,14 @@ class Loop:
         """Carry what is in flight until something is done, a call comes from another thread, or the time is over."""
         now = time.monotonic()
         end = math.inf if seconds is None else now + seconds
-        finished = self.finished
+        finished, used, happened = self.finished, self.sockets.used, []
         while True:
             left = 0.0 if self.waiting or self.calls else min(end, self.due(now)) - now
-            happened = self.happened(min(left, LONGEST) if left > 0 else 0.0)
+            for fd, events in self.sockets.poller.poll(min(left, LONGEST) if left > 0 else 0.0):
+                if fd in used:
+                    happened.append((used[fd], fd, pycurl.CSELECT_IN if events == READ else action_of(events)))
+                else:
+                    self.aside(fd)
             if self.waiting:
                 self.start()
             now = time.monotonic()
@@ -106,31 +110,29 @@ class Loop:
                 if shard.due <= now:
                     shard.due = math.inf
                     happened.append((shard, pycurl.SOCKET_TIMEOUT, 0))
-            self.act(happened)
+            if happened:
+                self.act(happened)
+                happened.clear()
             if now >= self.soonest or now >= self.look:
                 self.scan(now)
             if self.rung or self.calls:
-                self.rung = False
-                while self.calls:
-                    self.calls.popleft()()
-                return
+                return self.take_calls()
             if self.finished != finished or now >= end or self.closed:
-                return
+                return None
 
-    def happened(self, seconds: float) -> list[tuple[Shard, int, int]]:
-        """What the sockets of transfers say within so many seconds, for libcurl: whose, which and what."""
-        found = []
-        used = self.sockets.used
-        for fd, events in self.sockets.poller.poll(seconds):
-            if fd in used:
-                found.append((used[fd], fd, pycurl.CSELECT_IN if events == READ else action_of(events)))
-            elif self.bells and fd == self.bells[0].fileno():
-                self.rung = True
-                with suppress(BlockingIOError):
-                    self.bells[0].recv(4_096)
-            else:
-                self.sockets.leave(fd)
-        return found
+    def aside(self, fd: int) -> None:
+        """A socket that no transfer uses has something to say."""
+        if self.bells and fd == self.bells[0].fileno():
+            self.rung = True
+            with suppress(BlockingIOError):
+                self.bells[0].recv(4_096)
+        else:
+            self.sockets.leave(fd)
+
+    def take_calls(self) -> None:
+        self.rung = False
+        while self.calls:
+            self.calls.popleft()()
 
     def act(self, happened: list[tuple[Shard, int, int]]) -> None:
         """Let libcurl do what can be done, and finish the transfers that end by it."""

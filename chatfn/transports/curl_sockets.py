@@ -42,19 +42,16 @@ class Sockets:
         """
         if what != pycurl.POLL_REMOVE:
             mask = MASKS[what]
-            if fd not in self.watched or not self.modified(fd, mask):
+            try:
+                (self.poller.modify if fd in self.watched else self.poller.register)(fd, mask)
+            except OSError:  # it is another socket of that number
                 self.poller.register(fd, mask)
             self.watched[fd] = (shard, mask)
             self.used[fd] = shard
-        elif self.used.pop(fd, None) is not None and self.watched[fd][1] != READ and self.modified(fd, READ):
-            self.watched[fd] = (shard, READ)
-
-    def modified(self, fd: int, mask: int) -> bool:
-        try:
-            self.poller.modify(fd, mask)
-        except OSError:  # it is another socket of that number
-            return False
-        return True
+        elif self.used.pop(fd, None) is not None and self.watched[fd][1] != READ:
+            with suppress(OSError):  # as above
+                self.poller.modify(fd, READ)
+                self.watched[fd] = (shard, READ)
 
     def leave(self, fd: int) -> None:
         """An unused socket has something to say.
