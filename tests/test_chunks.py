@@ -417,6 +417,21 @@ def test_the_same_event_again_counts_again() -> None:
     assert collect(unfinished)["choices"][0]["message"]["content"] == "aa"
 
 
+def test_one_event_that_changes_is_several() -> None:
+    """Nothing of an event is kept to compare the next with: it may be the same object, with other members."""
+    fold, same = collector(), event(choice({"content": "a"}), id="c")
+    fold.add(same)
+    fold.add(same)
+    same["id"], same["choices"][0]["delta"]["content"] = "d", "b"
+    fold.add(same)
+    same["choices"][0]["finish_reason"] = "stop"
+    same["choices"].append(choice({"content": "x"}, 1))
+    fold.add(same)
+    found = fold.completion()
+    assert (found["id"], [each["message"]["content"] for each in found["choices"]]) == ("d", ["aabb", "x"])
+    assert [each["finish_reason"] for each in found["choices"]] == ["stop", None]
+
+
 def test_memory_is_of_the_size_of_the_text() -> None:
     """200,000 events leave no more objects behind than 3, and about their text in bytes."""
     fold = collector()

@@ -112,7 +112,7 @@ def streamed(body: Any, got: Read, request: Request, due: float | None, reader: 
             yield Call(partial(drain, body))
             return
         if error is None:
-            if not isinstance(chunk, bytes) and reader.whole():
+            if (chunk is None or isinstance(chunk, dict)) and reader.whole():
                 return
             if quiet > silence:
                 error = interrupted(f"no event for {silence:g} s (timeout in the option 'request')")
