@@ -30,8 +30,7 @@ from rawserver import Server, answer, raw_server
 from test_cli import COMMAND, environment
 
 from chatfn import build_request, cli, map_chat
-from chatfn.journal import JournalError, request_key
-from chatfn.journal import store as stores
+from chatfn.journal import JournalError, request_key, stores
 from chatfn.journal.report import export, summary
 
 KILLS = int(os.environ.get("CHATFN_KILLS", "3"))

@@ -31,10 +31,12 @@ from chatfn import (
     responder,
     scripted,
 )
-from chatfn.journal import JournalError, journal, locks, request_key
+from chatfn.journal import JournalError, journal, locks, request_key, stores
 from chatfn.journal import store as store_module
-from chatfn.journal.files import APPLICATION, connect, schema
+from chatfn.journal.claims import Asked, Claim, Held
+from chatfn.journal.files import connect
 from chatfn.journal.report import export, summary
+from chatfn.journal.tables import APPLICATION, schema
 
 KEY = "sk-secret-1234567890123456"
 PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hé"}]}
@@ -48,7 +50,7 @@ SOURCE = str(Path(chatfn.__file__).parents[1])
 @pytest.fixture
 def path(tmp_path):
     yield str(tmp_path / "run.db")
-    store_module.close_all()
+    stores.close_all()
 
 
 def with_journal(path, transport="echo", *inner, **settings):
@@ -177,7 +179,7 @@ def test_arguments_are_not_changed_and_the_journal_is_found_by_any_of_its_names(
     for name in (path, "run.db", Path("run.db"), str(tmp_path / "link" / "run.db"), os.fsencode(path)):
         assert create_chat_completion(PARAMS, with_journal(name, send)) == DONE
     assert len(sent) == 1
-    assert len({id(store_module.store_of(name, False)) for name in (path, "run.db")}) == 1
+    assert len({id(stores.store_of(name, False)) for name in (path, "run.db")}) == 1
 
 
 # Errors
@@ -474,13 +476,13 @@ def test_while_it_lives_another_process_holds_its_call(path):
 
 
 def test_a_claim_that_nobody_has_any_more_is_taken_over(path):
-    store = store_module.store_of(path, False)
+    store = stores.store_of(path, False)
     request = build_request(PARAMS)
-    asked = [store_module.Asked("k", request, False)]
+    asked = [Asked("k", request, False)]
     (claim,) = store.claim(asked)
-    assert store.claim(asked) == [store_module.Held(None)]
+    assert store.claim(asked) == [Held(None)]
     del claim
-    assert isinstance(store.claim(asked)[0], store_module.Claim)
+    assert isinstance(store.claim(asked)[0], Claim)
     assert rows(path) == ["unknown", "sent"]
 
 
@@ -497,24 +499,24 @@ def test_a_run_number_whose_lock_is_taken_is_passed_over(path):
 
 
 def test_a_process_that_goes_from_journal_to_journal_keeps_few_of_them_open(tmp_path):
-    store_module.close_all()
+    stores.close_all()
     send, sent = counted()
-    paths = [str(tmp_path / f"{number}.db") for number in range(store_module.MOST_OPEN + 20)]
-    busy = store_module.store_of(tmp_path / "busy.db", False)
-    asked = [store_module.Asked("k", build_request(PARAMS), False)]
+    paths = [str(tmp_path / f"{number}.db") for number in range(stores.MOST_OPEN + 20)]
+    busy = stores.store_of(tmp_path / "busy.db", False)
+    asked = [Asked("k", build_request(PARAMS), False)]
     claims = busy.claim(asked)
     first = responder({**with_journal(paths[0], send), "full_response": True})
     for path in paths:
         assert create_chat_completion(PARAMS, with_journal(path, send)) == DONE
-    opened = [store.path for store in store_module.stores.values() if store.db is not None]
-    assert set(opened) == {busy.path, *paths[-store_module.MOST_OPEN :]}
+    opened = [store.path for store in stores.stores.values() if store.db is not None]
+    assert set(opened) == {busy.path, *paths[-stores.MOST_OPEN :]}
     assert {path for path in locks.files if path.startswith(str(tmp_path))} == set(opened)
-    assert busy.claim(asked) == [store_module.Held(None)], "what is in flight is known"
+    assert busy.claim(asked) == [Held(None)], "what is in flight is known"
     assert len(claims) == 1
     assert first(PARAMS)["cached"] is True, "a handler of one that was closed opens it again"
     assert len(sent) == len(paths)
     assert rows(paths[0], "SELECT state, run FROM calls") == [("answered", 1)]
-    store_module.close_all()
+    stores.close_all()
 
 
 def test_a_journal_that_can_not_begin_is_closed(path, monkeypatch):
@@ -522,7 +524,7 @@ def test_a_journal_that_can_not_begin_is_closed(path, monkeypatch):
     monkeypatch.setattr(store_module, "connect", lambda *args: opened.append(connect(*args)) or opened[0])
     monkeypatch.setattr(locks, "hold", refuse_to_hold)
     with pytest.raises(JournalError, match="no locks here"):
-        store_module.store_of(path, False)
+        stores.store_of(path, False)
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("SELECT 1")
 
@@ -603,7 +605,7 @@ def refusal(path):
 
 def edited(path, *statements):
     create_chat_completion(PARAMS, with_journal(path))
-    store_module.close_all()
+    stores.close_all()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in statements:
             db.execute(statement)
@@ -641,7 +643,7 @@ def test_a_damaged_journal_is_refused_with_the_way_to_salvage_it(path, harm):
     options = with_journal(path)
     for number in range(20):
         create_chat_completion({**PARAMS, "seed": number}, options)
-    store_module.close_all()
+    stores.close_all()
     Path(path).write_bytes(harm(Path(path).read_bytes()))
     said = refusal(path)
     assert path in said
@@ -679,7 +681,7 @@ def test_a_log_that_is_cut_or_garbled_costs_its_last_calls_at_most(path):
             params = {"model": "m", "seed": number, "messages": [{"role": "user", "content": "hi"}]}
             create_chat_completion(params, with_journal(path, send))
         assert 1 <= len(sent) <= 4
-        store_module.close_all()
+        stores.close_all()
         for file in Path(path).parent.iterdir():
             file.unlink()
 
@@ -712,7 +714,7 @@ def test_a_file_or_folder_that_is_read_only_is_refused():
     with tempfile.TemporaryDirectory() as folder, somebody(folder):
         path = os.path.join(folder, "run.db")
         create_chat_completion(PARAMS, with_journal(path))
-        store_module.close_all()
+        stores.close_all()
         os.chmod(path, 0o400)
         assert "make it writable" in refusal(path)
         assert summary(path)["answered"] == 1
@@ -741,7 +743,7 @@ def test_settings_that_cannot_be_are_refused(path, settings):
 
 def fill(path):
     """Let the journal grow no more."""
-    db = store_module.store_of(path, False).db
+    db = stores.store_of(path, False).db
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {pages}")
     return db
@@ -831,7 +833,7 @@ def test_a_file_that_is_deleted_is_made_anew(path):
 def test_full_sync_is_a_setting_and_the_stronger_one_holds(path):
     for sync, level in (("normal", 1), ("full", 2), ("normal", 2)):
         journal(path, sync=sync)
-        assert store_module.store_of(path, False).db.execute("PRAGMA synchronous").fetchone() == (level,)
+        assert stores.store_of(path, False).db.execute("PRAGMA synchronous").fetchone() == (level,)
 
 
 # The file is for everyone to read
@@ -873,7 +875,7 @@ def test_the_summary_counts_what_became_of_the_calls(path):
     for seed in (1, 2, 3, 4, 5, 1, 5):
         full({**PARAMS, "seed": seed}, options)
     create_chat_completion({**STREAM, "seed": 6}, with_journal(path)).close()
-    store_module.close_all()
+    stores.close_all()
     found = summary(path)
     assert (found["calls"], found["answered"], found["cached"], found["in_flight"]) == (6, 2, 2, 0)
     assert found["failed"] == {"busy": 2, "incorrect": 1}

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from chatfn import create_chat_completion, map_chat, plan, scripted
 from chatfn.cli import run
-from chatfn.journal import store as store_module
-from chatfn.journal.files import ADDED, connect, schema
+from chatfn.journal import stores
+from chatfn.journal.files import connect
 from chatfn.journal.report import export, summary
 from chatfn.journal.rows import given_back, json_text, rest_of
 from chatfn.journal.spent import by_day, spent_in
+from chatfn.journal.tables import ADDED, schema
 from chatfn.middleware.budget import budget_of
 from chatfn.prices import ATTOS, Price, lookup_of
 
@@ -33,7 +34,7 @@ PAST = ("response", "error", "attempts", "usage", "cost", "target")  # of a row:
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "run.db")
-    store_module.close_all()
+    stores.close_all()
 
 
 def ask(seed: int = 1, **more: Any) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def test_sums_count_each_attempt_at_the_price_of_who_it_was_sent_to(path: str) -
 
 def older(path: str, lacking: list[str]) -> None:
     """Make the journal one of before there were some columns."""
-    store_module.close_all()
+    stores.close_all()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for name in lacking:
             db.execute(f"ALTER TABLE calls DROP COLUMN {name}")

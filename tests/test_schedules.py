@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from chatfn import ChatError, map_chat, simulated
-from chatfn.journal import store
+from chatfn.journal import stores
 from chatfn.middleware.balance import forget
 from chatfn.middleware.ledger import ledgers
 from chatfn.middleware.limit import account_of
@@ -125,10 +125,10 @@ def new_process() -> None:
     ledgers.clear()
     account_of.cache_clear()
     forget()
-    for one in list(store.stores.values()):
+    for one in list(stores.stores.values()):
         one.close()
-    store.stores.clear()
-    store.paths.clear()
+    stores.stores.clear()
+    stores.paths.clear()
 
 
 def check_rows(job: Job, run: Run) -> None:

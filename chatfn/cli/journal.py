@@ -15,9 +15,9 @@ from chatfn.cli.shown import json_of, say, shown
 from chatfn.cli.table import format_of
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import row_writer
-from chatfn.journal.files import schema
 from chatfn.journal.report import export, summary
 from chatfn.journal.spent import by_day
+from chatfn.journal.tables import schema
 from chatfn.prices import NO_LIBRARY, has_library, library_name, lookup_of
 from chatfn.spec import Json
 

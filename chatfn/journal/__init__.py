@@ -1,8 +1,9 @@
 """The memory of calls: each is paid for once, and all of them are in one SQLite file.
 
-A request has a key (``key``), a file has its calls (``files``, ``store``, ``rows``), and the layer around a call
+A request has a key (``key``), a file (``files``) has calls in ``tables``, as ``rows``, and the layer around a call
 (``flow``) writes its intent before the send and its outcome after it.  Whole, good answers are given again from the
-file; errors are kept, and sent again.  ``locks`` knows who is alive, ``report`` what a file holds.
+file; errors are kept, and sent again.  ``claims`` says who may send, ``store`` is one journal of this process and
+``stores`` are all; ``locks`` knows who is alive, ``report`` and ``spent`` what a file holds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def journal(
         if value not in known:
             raise ValueError(f"the journal's {name!r} is {value!r}; give {known[0]!r} or {known[1]!r}")
     from chatfn.journal.flow import journaled  # at its first use: sqlite3 is slow to import
-    from chatfn.journal.store import store_of
+    from chatfn.journal.stores import store_of
 
     return journaled(store_of(path, sync == "full"), errors == "keep")
 

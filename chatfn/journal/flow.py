@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from chatfn.chunks import collector
 from chatfn.errors import unsent
+from chatfn.journal.claims import Asked, Claim, Held
 from chatfn.journal.key import request_key
 from chatfn.journal.rows import Answer, Outcome, answer_outcome, error_outcome
-from chatfn.journal.store import Asked, Claim, Held, Store
+from chatfn.journal.store import Store
 from chatfn.middleware import Call, Flow, Sleep, Stream, Together, WoundDown, middleware
 from chatfn.middleware.streams import CLOSED, tapped, whoever
 from chatfn.plain import without

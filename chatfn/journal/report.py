@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from chatfn.journal import JournalError, locks
-from chatfn.journal.files import PATIENCE, allowed, damaged, is_damage, problem_of, show_columns
+from chatfn.journal.files import PATIENCE, allowed, damaged, is_damage, problem_of
 from chatfn.journal.rows import data_of
+from chatfn.journal.tables import show_columns
 
 SLOWEST = 5
 PAGE = 1_000  # rows read at a time: a long reading would keep the write-ahead log from being used again
