@@ -25,9 +25,11 @@ from chatfn import (
     ChatError,
     acreate_chat_completion,
     build_request,
+    cli,
     collect,
     create_chat_completion,
     map_chat,
+    plan,
     responder,
     scripted,
 )
@@ -35,8 +37,10 @@ from chatfn.journal import JournalError, journal, locks, request_key, stores
 from chatfn.journal import store as store_module
 from chatfn.journal.claims import Asked, Claim, Held
 from chatfn.journal.files import connect
-from chatfn.journal.report import export, summary
+from chatfn.journal.report import export, reading, summary
+from chatfn.journal.spent import by_day
 from chatfn.journal.tables import APPLICATION, schema
+from chatfn.prices import lookup_of
 
 KEY = "sk-secret-1234567890123456"
 PARAMS = {"model": "m", "messages": [{"role": "user", "content": "hé"}]}
@@ -451,9 +455,12 @@ def test_a_call_of_a_killed_process_is_unknown_and_sent_again(path, streamed):
             assert rows(path) == ["sent"]
             assert summary(path)["in_flight"] == 1
             assert summary(path)["unknown"] == []
+            assert beside(path) == ["-lock", "-shm", "-wal"], "those of the run stay"
             running.send_signal(signal.SIGKILL)
             running.wait()
         found = summary(path)
+        assert found == summary(path)
+        assert beside(path) == ["-lock"]
         assert found["in_flight"] == 0
         request = build_request(PARAMS, {"api_endpoint": server.url})
         assert [(call["id"], call["key"], call["model"]) for call in found["unknown"]] == [
@@ -718,6 +725,7 @@ def test_a_file_or_folder_that_is_read_only_is_refused():
         os.chmod(path, 0o400)
         assert "make it writable" in refusal(path)
         assert summary(path)["answered"] == 1
+        assert beside(path) == ["-lock"]
         os.chmod(path, 0o600)
         inner = os.path.join(folder, "inner")
         os.mkdir(inner)
@@ -884,6 +892,35 @@ def test_the_summary_counts_what_became_of_the_calls(path):
     assert began <= found["first"] <= found["last"] <= time.time()
     assert len(found["slowest"]) == 5
     assert found["slowest"][0]["seconds"] >= found["slowest"][1]["seconds"] >= 0
+
+
+def beside(path):
+    """What stands beside a journal, less its name."""
+    return sorted(
+        file.name.removeprefix(Path(path).name) for file in Path(path).parent.glob("run.db*") if str(file) != path
+    )
+
+
+def test_who_reads_a_journal_leaves_nothing_beside_it_and_changes_nothing(path):
+    for seed in range(5):
+        create_chat_completion({**PARAMS, "seed": seed}, with_journal(path))
+    assert summary(path)["answered"] == 5
+    assert beside(path) == ["-lock", "-shm", "-wal"], "it is open here"
+    stores.close_all()
+    before = Path(path).read_bytes(), os.stat(path).st_mtime_ns
+    summary(path)
+    list(export(path))
+    left = export(path)
+    next(left)
+    left.close()
+    by_day(path, lookup_of())
+    plan([{"params": PARAMS}], with_journal(path))
+    for args in ([], ["--json"], ["--export", str(Path(path).with_name("e.jsonl"))]):
+        assert cli.run(["journal", path, *args]) == 0
+    assert beside(path) == ["-lock"]
+    assert (Path(path).read_bytes(), os.stat(path).st_mtime_ns) == before
+    with reading(path) as db, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("UPDATE calls SET url = ''")
 
 
 def test_the_export_is_every_answered_call_in_order(path):

@@ -1,4 +1,4 @@
-"""What a journal holds, read while runs go on: nothing here writes."""
+"""What a journal holds, read while runs go on: nothing here changes it, or leaves a file behind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def export(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def reading(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads; raises for what is no journal."""
+    """A connection that only reads, and leaves no file behind; raises for what is no journal."""
     problem: Exception | None = None
     if not os.path.isfile(path):
         raise ValueError(f"there is no journal at {path}")
@@ -100,6 +100,7 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
             words = problem_of(db, path)
             if words is None:
                 show_columns(db)
+                db.execute("PRAGMA query_only = ON")
                 yield db
                 return
             problem = ValueError(words)
@@ -111,6 +112,12 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def uri_of(path: str) -> str:
-    """How to open a journal to read it; in a folder that can't be written to, one that nobody writes to either."""
-    still = not os.path.exists(path + "-wal") and not allowed(os.path.dirname(path))
+    """How to open a journal to read it so that nothing stays beside it.
+
+    SQLite takes its -wal and -shm away only if the last one who closes the file may write to it.  One who may not reads
+    a journal that nobody has open without them: they would be his, and keep out those who may.
+    """
+    if allowed(path) and allowed(os.path.dirname(path)):
+        return f"{Path(path).as_uri()}?mode=rw"
+    still = not os.path.exists(path + "-wal")
     return f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
