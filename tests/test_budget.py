@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -418,9 +420,18 @@ def test_a_budget_in_the_wrong_place_is_refused(stack: Any) -> None:
 
 
 def test_money_is_shown_with_what_matters_of_it() -> None:
-    assert [usd_text(n * ATTOS // 10**6) for n in (0, 3, 300, 250_000, 1_234_567_000_000)] == [
-        *("$0.00", "$0.000003", "$0.0003", "$0.2500", "$1,234,567.00")
+    assert [usd_text(n * ATTOS // 10**6) for n in (0, 3, 12, 210, 300, 3_141, 250_000, 1_234_567_000_000)] == [
+        *("$0.00", "$0.000003", "$0.000012", "$0.00021", "$0.0003", "$0.0031", "$0.2500", "$1,234,567.00")
     ]
+
+
+@given(st.integers(1, 10**24))
+def test_however_little_it_is_two_digits_of_it_are_shown_and_no_exponent(attos: int) -> None:
+    said = usd_text(attos)
+    assert re.fullmatch(r"\$\d{1,3}(,\d{3})*\.\d+", said)
+    shown = Decimal(said[1:].replace(",", "")) * ATTOS
+    assert abs(shown - attos) <= Decimal(attos) / 20
+    assert shown > 0
 
 
 # --- calls, streams, maps -----------------------------------------------------------------------------------------

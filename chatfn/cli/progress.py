@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TextIO
 from pyrsistent import PMap, pmap
 
 from chatfn.cli.shown import choices_of
+from chatfn.middleware.budget import usd_text
+from chatfn.prices import ATTOS
 from chatfn.spec import Json
 
 ON_TERMINAL, ELSEWHERE = 0.2, 10.0  # seconds between two looks
@@ -85,10 +87,10 @@ def costs(tally: Tally, row: Json) -> tuple[Decimal | None, int, str | None]:
 def cost_text(usd: Decimal | float | None, unpriced: int) -> str | None:
     """
     >>> cost_text(Decimal("1.5"), 0), cost_text(Decimal("0.00021"), 3), cost_text(None, 3), cost_text(None, 0)
-    ('$1.50', '$0.0002 and 3 of unknown cost', '3 of unknown cost', None)
+    ('$1.50', '$0.00021 and 3 of unknown cost', '3 of unknown cost', None)
     """
     parts = [
-        *([] if usd is None else [f"${usd:,.2f}" if usd >= 1 else f"${usd:.4f}"]),
+        *([] if usd is None else [usd_text(round(usd * ATTOS))]),
         *([f"{unpriced:,} of unknown cost"] if unpriced else []),
     ]
     return " and ".join(parts) or None

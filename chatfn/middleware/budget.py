@@ -181,12 +181,17 @@ def words(cap: Cap, amount: Amount) -> str:
 
 
 def usd_text(attos: int) -> str:
-    """
-    >>> usd_text(1_234_560_000_000_000_000), usd_text(2_500_000_000_000)
-    ('$1.23', '$0.0000025')
+    """Dollars for a reader: cents from a dollar on, below it four decimals, or as many as two digits of it take.
+
+    >>> usd_text(1_234_560_000_000_000_000), usd_text(250_000_000_000_000_000), usd_text(12_345_000_000_000)
+    ('$1.23', '$0.2500', '$0.000012')
     """
     usd = attos / ATTOS
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.12f}".rstrip("0") if usd < 0.0001 else f"${usd:.4f}"
+    if usd >= 1 or usd == 0:
+        return f"${usd:,.2f}"
+    power = int(f"{usd:.1e}".partition("e")[2])  # of ten, of the first digit once it is rounded
+    text = f"{usd:.{max(4, 1 - power)}f}"
+    return f"${text[:6]}{text[6:].rstrip('0')}"
 
 
 def refused(category: Any, code: str, message: str) -> Response:
