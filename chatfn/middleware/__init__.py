@@ -63,7 +63,6 @@ class Stream(NamedTuple):
 EFFECTS = frozenset({Sleep, Call, Together})
 Step = Request | Sleep | Call | Together
 Flow = Generator[Step, Any, Response]
-StreamFlow = Generator[list[dict[str, Any]] | Sleep | Call, Any, None]
 
 
 def middleware(flow: Callable[Concatenate[Request, P], Flow]) -> Callable[P, Middleware]:
