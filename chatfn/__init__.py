@@ -1,5 +1,6 @@
 """The chat completion as a function on plain data."""
 
+import typing as _typing
 from importlib import import_module as _import_module
 
 from chatfn.chunks import collect
@@ -12,6 +13,17 @@ from chatfn.spec import __version__
 from chatfn.stack import MIDDLEWARE
 from chatfn.transports import TRANSPORTS
 from chatfn.unfold import events_of, text_deltas, text_of
+
+if _typing.TYPE_CHECKING:
+    from chatfn.lints import lint
+    from chatfn.pipeline import amap_chat, map_chat
+    from chatfn.pipeline.diffs import diff_plans
+    from chatfn.pipeline.plans import plan
+    from chatfn.pipeline.simulations import simulate
+    from chatfn.transports.echo import echo
+    from chatfn.transports.scripted import scripted
+    from chatfn.transports.simulated import simulated
+    from chatfn.transports.tape import record, replay
 
 _LATE = {  # imported at their first use
     "amap_chat": "chatfn.pipeline",
@@ -36,14 +48,25 @@ __all__ = [
     "Sleep",
     "__version__",
     "acreate_chat_completion",
+    "amap_chat",
     "aresponder",
     "build_request",
     "collect",
     "completion_of",
     "create_chat_completion",
+    "diff_plans",
+    "echo",
     "events_of",
+    "lint",
+    "map_chat",
     "middleware",
+    "plan",
+    "record",
+    "replay",
     "responder",
+    "scripted",
+    "simulate",
+    "simulated",
     "text_deltas",
     "text_of",
     "wire_headers",
@@ -55,3 +78,7 @@ def __getattr__(name: str) -> object:
         found: object = getattr(_import_module(_LATE[name]), name)
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -177,14 +178,25 @@ def test_the_exported_names_are_those() -> None:
         "Sleep",
         "__version__",
         "acreate_chat_completion",
+        "amap_chat",
         "aresponder",
         "build_request",
         "collect",
         "completion_of",
         "create_chat_completion",
+        "diff_plans",
+        "echo",
         "events_of",
+        "lint",
+        "map_chat",
         "middleware",
+        "plan",
+        "record",
+        "replay",
         "responder",
+        "scripted",
+        "simulate",
+        "simulated",
         "text_deltas",
         "text_of",
         "wire_headers",
@@ -196,23 +208,42 @@ def test_the_exported_names_are_those() -> None:
     assert public <= set(chatfn.__all__)
 
 
-def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
-    assert [
-        getattr(chatfn, name).__name__
-        for name in (
-            "diff_plans",
-            "echo",
-            "lint",
-            "map_chat",
-            "amap_chat",
-            "plan",
-            "record",
-            "replay",
-            "scripted",
-            "simulate",
-            "simulated",
-        )
+STAR = """
+before = set(globals())
+from chatfn import *
+brought = set(globals()) - before - {"before"}
+import chatfn
+assert all(globals()[name] is getattr(chatfn, name) for name in brought)
+print(*sorted(brought))
+"""
+
+
+def test_a_star_brings_every_name_that_is_documented() -> None:
+    top = SOURCE.parent
+    pages = [page.read_text(encoding="utf-8") for page in (top / "README.rst", *top.glob("docs/*.rst"))]
+    said = [
+        name for page in pages for names in re.findall(r"from chatfn import (.+)", page) for name in names.split(", ")
     ]
+    called = [name for page in pages for name in re.findall(r"\bchatfn\.(\w+)", page) if name not in ROOMS]
+    assert {"map_chat", "simulated", "lint", "create_chat_completion"} <= {*said, *called}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", STAR],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(top)},
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr == ""
+    brought = done.stdout.split()
+    assert {*said, *called} <= set(brought)
+    assert brought == sorted(chatfn.__all__)
+    assert set(brought) <= set(dir(chatfn))
+
+
+def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
+    late = {name for name in chatfn.__all__ if name not in vars(chatfn)}
+    assert late == set(chatfn._LATE)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = chatfn.nonsense
 
