@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
@@ -246,6 +247,15 @@ def test_what_is_rarely_needed_is_imported_at_its_first_use() -> None:
     assert late == set(chatfn._LATE)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = chatfn.nonsense
+
+
+def test_who_installs_the_tests_has_all_that_they_would_skip_without() -> None:
+    found = ConfigParser()
+    found.read(SOURCE.parent / "setup.cfg", encoding="utf-8")
+    extras = dict(found["options.extras_require"])
+    taken = set(re.findall(r"chatfn\[(.+)\]", extras["test"])[0].split(","))
+    assert extras["serve"].strip() in extras["cli"]
+    assert taken == extras.keys() - {"test", "lint", "bench", "serve"}
 
 
 IMPORT = """
