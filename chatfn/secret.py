@@ -27,20 +27,16 @@ class Secret(str):
     *** '***' *** sk-123
     """
 
-    __slots__ = ("_reveal", "kind")
+    __slots__ = ("kind", "reveal")
 
-    _reveal: Callable[[], Any]
     kind: Kind
+    reveal: Callable[[], Any]  # the value itself; for transports, at the moment of sending
 
     def __new__(cls, source: str | Callable[[], Any], kind: Kind | None = None) -> Secret:
         self = super().__new__(cls, MASK)
         self.kind = kind or ("function" if callable(source) else "value")
-        self._reveal = source if callable(source) else lambda: source
+        self.reveal = source if callable(source) else lambda: source
         return self
-
-    def reveal(self) -> Any:
-        """The value itself; for transports, at the moment of sending."""
-        return self._reveal()
 
     def __copy__(self) -> Secret:
         return self
@@ -94,7 +90,7 @@ def fingerprint(secret: Secret) -> Any:
     if secret.kind == "value":
         value = secret.reveal()
         return digest(value) if isinstance(value, str) else None
-    return secret.reveal if secret.kind == "absent" else secret._reveal
+    return secret.reveal
 
 
 @lru_cache(64)
