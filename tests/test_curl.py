@@ -390,6 +390,22 @@ def test_a_slow_reader_does_not_hold_up_other_calls_of_its_event_loop() -> None:
         assert soon(lambda: not server.open)
 
 
+def test_a_stream_that_waited_for_its_reader_leaves_its_connection_in_use() -> None:
+    async def main(url: str) -> None:
+        for _ in range(3):
+            events = await acreate_chat_completion(STREAM, options_of(url))
+            await anext(events)
+            await asyncio.sleep(0.1)
+            assert [event async for event in events][-1]["choices"][0]["finish_reason"] == "stop"
+
+    with raw_server([stream(*["x" * 10_000] * 300)]) as server:
+        asyncio.run(asyncio.wait_for(main(server.url), 30))
+        assert len(server.connections) == 1
+        for _ in range(3):
+            assert len(list(create_chat_completion(STREAM, options_of(server.url)))) == 301
+        assert len(server.connections) == 2
+
+
 def test_awaited_calls_need_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(url: str) -> list[Any]:
         return await asyncio.gather(*(acreate_chat_completion(PARAMS, options_of(url)) for _ in range(20)))

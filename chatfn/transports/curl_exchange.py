@@ -114,6 +114,11 @@ class Exchange:
             self.fresh = stale
             self.curl.setopt(pycurl.FRESH_CONNECT, int(stale))
 
+    def holds(self, fd: int) -> bool:
+        """Whether a socket is the request's own, and not read for the time being."""
+        paused = self.stream is not None and self.stream.paused
+        return paused and bool(self.curl.getinfo(pycurl.ACTIVESOCKET) == fd)
+
     def connect(self, fd: int, purpose: int) -> int:
         """A socket is made for the request."""
         self.loop.sockets.connected(fd, self.origin)

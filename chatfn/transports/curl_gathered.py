@@ -22,6 +22,7 @@ class Gathered:
     """What has arrived of a stream that nobody reads before its end."""
 
     __slots__ = ("exchange", "pieces")
+    paused = False
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange

@@ -126,6 +126,8 @@ class Loop:
             self.rung = True
             with suppress(BlockingIOError):
                 self.bells[0].recv(4_096)
+        elif any(exchange.holds(fd) for exchange in self.active):
+            self.sockets.mute(fd)
         else:
             self.sockets.leave(fd)
 

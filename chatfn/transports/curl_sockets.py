@@ -53,6 +53,12 @@ class Sockets:
                 self.poller.modify(fd, READ)
                 self.watched[fd] = (shard, READ)
 
+    def mute(self, fd: int) -> None:
+        """The transfer of a socket pauses: what it says is heard when that goes on."""
+        self.watched.pop(fd, None)
+        with suppress(OSError):  # it is closed
+            self.poller.unregister(fd)
+
     def leave(self, fd: int) -> None:
         """An unused socket has something to say.
 

@@ -64,12 +64,12 @@ class Stream:
         self.pieces.clear()
         self.size = 0
         if self.paused:
-            self.paused = False
             self.loop.calls.append(self.resume)
             self.resumed()
         return data
 
     def resume(self) -> None:
+        self.paused = False
         if self.exchange is not None:
             self.exchange.curl.pause(pycurl.PAUSE_CONT)
 
