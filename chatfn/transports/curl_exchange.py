@@ -1,4 +1,4 @@
-"""One of libcurl's handles, and the request that it carries: what is set, what arrives, what came of it.
+"""One of libcurl's handles, and the request that it carries: what is set, and what arrives.
 
 libcurl is strict where it frames a message, and lenient where it understands one: what its headers say of the body is
 checked here again, as for every transport.  It sends a request a second time if a kept connection turns out to be
@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import http.client
 import math
-import re
 import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pycurl
 from requests.exceptions import ConnectTimeout
 
-from chatfn.errors import ChatError, failure
-from chatfn.spec import Error, Request, Response
+from chatfn.errors import ChatError
+from chatfn.spec import Request, Response
 from chatfn.transports import Done
-from chatfn.transports.curl_errors import cause_of
 from chatfn.transports.curl_gathered import Gathered
 from chatfn.transports.curl_heads import check_framing, head_of, header_lines
-from chatfn.transports.curl_process import exhausted
-from chatfn.transports.decoding import Inflate, as_it_is, inflater, too_large
-from chatfn.transports.requests import ERROR_BYTES, error_of
-from chatfn.transports.timed_socket import Attempt, Expired, HeadTooLarge
+from chatfn.transports.decoding import Inflate, as_it_is, inflater
+from chatfn.transports.requests import ERROR_BYTES
+from chatfn.transports.timed_socket import Expired, HeadTooLarge
 
 if TYPE_CHECKING:
     from chatfn.transports.curl_loop import Loop
@@ -33,9 +30,7 @@ if TYPE_CHECKING:
     from chatfn.transports.curl_shard import Shard
 
 SENT_AT_ONCE = 65_536  # bytes of a request that a socket takes without waiting
-LAST_CHUNK = re.compile(rb"\n0+[ \t]*(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n\Z")
 TAIL = 1_024  # bytes, which the end of a chunked body and its trailers are looked for in
-COUNTED = 1_024  # URLs that are known to answer with a length
 EMPTY = (b"\r\n", b"\n")
 REFUSE, GO_ON = 1, 0
 
@@ -53,6 +48,7 @@ class Exchange:
     def __init__(self, curl: Any, way: Way, shard: Shard, loop: Loop) -> None:
         self.curl, self.way, self.shard, self.loop = curl, way, shard, loop
         self.lines: list[bytes] = []  # what libcurl says apart from the body, a head's lines first
+        self.pieces: list[bytes] = []  # of a whole body
         self.headers: Any = None
         self.auth: Any = None
         self.url = self.origin = ""
@@ -99,7 +95,6 @@ class Exchange:
         self.request, self.origin, self.done, self.opened = request, origin, done, opened
         self.sent = len(body) if len(body) <= SENT_AT_ONCE else 0
         self.lines.clear()
-        self.pieces: list[bytes] = []
         self.size = self.status = self.headed = 0
         self.tail = b"\n"
         self.head: dict[str, str] | None = None
@@ -153,19 +148,6 @@ class Exchange:
         """Keep the end of what comes over the wire of a body."""
         if kind == pycurl.INFOTYPE_DATA_IN:
             self.tail = (self.tail + data)[-TAIL:]
-
-    def trusted(self) -> bool:
-        """Whether the connection may be used again.  libcurl forgets what follows a last chunk in one packet: nothing
-        may.  To listen to it costs time, so that it is done for streams, and where a server has sent no length."""
-        head, counted = self.head, self.loop.counted
-        if head is None or self.failed is not None:
-            return False
-        if "transfer-encoding" not in head:
-            if len(counted) < COUNTED:
-                counted.add(self.url)
-            return True
-        counted.discard(self.url)
-        return "content-length" not in head and LAST_CHUNK.search(self.tail) is not None
 
     def receive(self, data: bytes) -> int | None:
         """Keep a piece of the body, or hand it on; -1 ends the transfer."""
@@ -240,57 +222,3 @@ class Exchange:
                 self.end_by(now + request["timeout"][1])
                 return None
         return Expired()
-
-    def outcome(self, code: int, words: str, exc: Exception | None) -> Response:
-        """The response map of what came: of libcurl's code, or of what ended the transfer here."""
-        if self.head is None and self.lines and self.failed is None:
-            self.read_head()
-        gathered = self.stream if isinstance(self.stream, Gathered) else None
-        if self.failed is not None:
-            exc = self.failed
-        elif gathered and self.cut:  # all was said
-            exc = None
-        elif exc is None:
-            exc = self.cause(code, words) if code else self.lack()
-        if self.head is None:
-            error = self.error(exc or Expired())
-            return {**failure(error["category"], error["message"]), "error": error}
-        response: Response = {"status": self.status, "headers": self.head, "body": None}
-        if gathered:
-            broken: Error | None = None if exc is None else {**self.error(exc), "status": self.status}
-            return cast(Response, {**response, "body": gathered.body(broken), "arrived": True})
-        if exc is not None:
-            return {**response, "error": {**self.error(exc), "status": self.status}}
-        return {**response, "body": b"".join(self.pieces)[: self.limit]}
-
-    def lack(self) -> Exception | None:
-        """What a transfer lacks that ended well for libcurl, which takes the end of a connection for that of a head,
-        and for that of chunks if there was none."""
-        if self.head is None:
-            return http.client.IncompleteRead(b"")
-        endless = not self.size and "transfer-encoding" in self.head and LAST_CHUNK.search(self.tail) is None
-        if endless and (self.heard or 200 <= self.status < 300):
-            return http.client.IncompleteRead(b"")
-        if self.inflate is not as_it_is and self.stream is None:
-            try:
-                self.pieces.extend(self.inflate(b"", True))
-            except ChatError as exc:
-                return exc
-        return None
-
-    def cause(self, code: int, words: str) -> Exception | None:
-        """libcurl's failure as an exception of the default transport's, which knows the words for it."""
-        if self.cut:  # of an error's body as much as is of use
-            return too_large(self.limit) if 200 <= self.status < 300 else None
-        if code == pycurl.E_COULDNT_CONNECT and exhausted():
-            return OSError("too many open files in this process: raise its limit (ulimit -n), or send fewer at once")
-        return cause_of(code, words, self.way.proxy)
-
-    def error(self, exc: Exception) -> Error:
-        """The error map of what ended the transfer."""
-        if isinstance(exc, ChatError):
-            return exc.error
-        request = self.request
-        attempt = Attempt(self.due, request["timeout"][1], 0.0, self.within, 0)
-        attempt.received = self.headed + len(self.lines) + self.size
-        return error_of(exc, request, attempt)

@@ -20,6 +20,7 @@ import pycurl
 from chatfn.spec import Request, Response
 from chatfn.transports import Done
 from chatfn.transports.curl_exchange import Exchange
+from chatfn.transports.curl_outcome import outcome, trusted
 from chatfn.transports.curl_poller import READ, WRITE
 from chatfn.transports.curl_process import LOOPS, make_room
 from chatfn.transports.curl_settings import Way, found_way, new_handle, way_of
@@ -183,8 +184,8 @@ class Loop:
                 "body": b"".join(exchange.pieces),
             }
         else:
-            response = exchange.outcome(code, words, exc)
-            if exc is None and code == 0 and not exchange.trusted():
+            response = outcome(exchange, code, words, exc)
+            if exc is None and code == 0 and not trusted(exchange):
                 self.part(exchange)
         self.release(exchange)
         self.finished += 1
@@ -215,6 +216,7 @@ class Loop:
             exchange.shard.running -= 1
         else:
             self.waiting.remove(exchange)
+        exchange.pieces.clear()
         self.active.discard(exchange)
         self.idle[exchange.way].append(exchange)
 
