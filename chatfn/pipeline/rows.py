@@ -43,7 +43,8 @@ def request_in(
     cancelled: Callable[[], bool],
 ) -> Request:
     """The request of a row."""
-    request: Any = {**request_of(params_in(row, params_of)), "cancelled": cancelled}
+    request: Any = request_of(params_in(row, params_of))
+    request["cancelled"] = cancelled
     if isinstance(row, MAPPINGS) and row.get("sample") is not None:
         request["sample"] = row["sample"]
     found: Request = request
