@@ -7,7 +7,6 @@ multi handles is given no more than ``CROWD`` requests; a loop has as many of th
 from __future__ import annotations
 
 import math
-import os
 import socket
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from chatfn.transports.curl_poller import READ, WRITE
 from chatfn.transports.curl_process import LOOPS, make_room
 from chatfn.transports.curl_settings import Way, found_way, new_handle, way_of
 from chatfn.transports.curl_shard import CROWD, Shard
-from chatfn.transports.curl_sockets import Sockets
+from chatfn.transports.curl_sockets import Sockets, sever
 from chatfn.transports.timed_socket import SLICE, Cancelled
 
 ROOM = 4  # crowds more than there are, for which files may be open
@@ -197,11 +196,10 @@ class Loop:
             exchange.response = response
 
     def part(self, exchange: Exchange) -> None:
-        """End the connection of a finished transfer, which libcurl has kept."""
+        """End the connection of a finished transfer, which libcurl has kept; not one of HTTP/2, which others share."""
         fd = exchange.curl.getinfo(pycurl.ACTIVESOCKET)
-        if fd >= 0:
-            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
+        if fd >= 0 and exchange.curl.getinfo(pycurl.INFO_HTTP_VERSION) < pycurl.CURL_HTTP_VERSION_2_0:
+            sever(fd)
             exchange.shard.distrust(exchange.origin)
 
     def release(self, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ import selectors
 from typing import Any
 
 READ, WRITE = 1, 4  # EPOLLIN and EPOLLOUT
+GONE = getattr(select, "EPOLLRDHUP", 0)  # the other side has ended the connection; 0 where nothing says so
 TO_SELECTORS = {READ: selectors.EVENT_READ, WRITE: selectors.EVENT_WRITE}
 TO_SELECTORS[READ | WRITE] = selectors.EVENT_READ | selectors.EVENT_WRITE
 FROM_SELECTORS = {value: key for key, value in TO_SELECTORS.items()}
@@ -47,6 +48,15 @@ class Selected:
             raise NotImplementedError
         found: int = number()
         return found
+
+
+def left(fd: int) -> bool:
+    """Whether the other side has ended a connection, whatever it said before."""
+    if not GONE:
+        return False
+    poller = select.poll()
+    poller.register(fd, select.POLLRDHUP)
+    return bool(poller.poll(0))
 
 
 def new_poller() -> Any:

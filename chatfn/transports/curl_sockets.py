@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pycurl
 
-from chatfn.transports.curl_poller import READ, WRITE, new_poller
+from chatfn.transports.curl_poller import GONE, READ, WRITE, left, new_poller
 
 if TYPE_CHECKING:
     from chatfn.transports.curl_shard import Shard
@@ -63,16 +64,32 @@ class Sockets:
         """An unused socket has something to say.
 
         An idle connection does so that is closed, or about to be, or says what nobody asked for.  libcurl looks for
-        that once a second; until it has done so, what begins there begins on a new connection.
+        that once a second; until it has done so, what begins there begins on a new connection.  One of HTTP/2 may
+        speak for itself: it is of no more use when the other side has ended it, which libcurl takes for words.
         """
         shard, _ = self.watched.pop(fd, (None, 0))
         origin, _ = self.servers.get(fd, ("", 0))
-        if shard is not None and origin and origin not in self.multiplexed:
-            shard.distrust(origin)
-        with suppress(OSError):  # it is closed
+        if shard is not None and origin:
+            if origin not in self.multiplexed:
+                shard.distrust(origin)
+            elif left(fd):
+                sever(fd)
+                shard.distrust(origin)
+            elif GONE:
+                with suppress(OSError):  # it is closed
+                    self.poller.modify(fd, GONE)
+                    self.watched[fd] = (shard, GONE)
+                return
+        with suppress(OSError):  # as above
             self.poller.unregister(fd)
 
     def close(self) -> None:
         self.watched.clear()
         self.used.clear()
         self.poller.close()
+
+
+def sever(fd: int) -> None:
+    """End a connection that libcurl keeps, so that it sees that at its next look."""
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        sock.shutdown(socket.SHUT_RDWR)
