@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chatfn import Call, Sleep, create_chat_completion, middleware
 from chatfn.errors import RETRYABLE
-from chatfn.middleware import is_async
+from chatfn.middleware import composed, drive, is_async
 from chatfn.middleware.call import authorize, origin, redirected, timed
 from chatfn.middleware.retry import backoff, retry
 from chatfn.secret import Secret
@@ -250,3 +250,90 @@ def test_middleware_by_name_and_settings():
         layer(["retri", {}])
     with pytest.raises(TypeError, match="no function, name"):
         layer([1])
+
+
+# One flow of several, as a map drives them, against the same layers around a handler.
+ACTS = st.sampled_from(["send", "send twice", "send or forgive", "time", "call", "call in vain", "fail", "answer"])
+PLANS = st.lists(st.lists(ACTS, max_size=3), min_size=1, max_size=4)
+
+
+class Refused(Exception):
+    """What a layer or a handler raises."""
+
+
+def planned(number, acts, log):
+    """Middleware that does what its plan says; the log has all that it saw, and its end."""
+
+    @middleware
+    def flow(request):
+        seen = []
+        try:
+            for act in acts:
+                if act.startswith("send"):
+                    try:
+                        seen.append((yield {**request, "way": (*request["way"], number)})["body"])
+                        if act == "send twice":
+                            seen.append((yield {**request, "again": True})["body"])
+                    except Refused as exc:
+                        if act != "send or forgive":
+                            raise
+                        seen.append(str(exc))
+                elif act == "time":
+                    seen.append((yield Sleep(0)) > 0)
+                elif act == "call":
+                    seen.append((yield Call(lambda: number)))
+                elif act == "call in vain":
+                    try:
+                        yield Call(refuse)
+                    except Refused as exc:
+                        seen.append(str(exc))
+                elif act == "fail":
+                    raise Refused(number)
+                else:
+                    break
+            return {"status": 200, "headers": {}, "body": [number, *seen]}
+        finally:
+            log.append(("end", number, seen))
+
+    return flow()
+
+
+def refuse():
+    raise Refused("in vain")
+
+
+def outcome_of(run, log):
+    try:
+        return run(), log
+    except Refused as exc:
+        return str(exc), log
+
+
+def handler_for(log, failing):
+    def handler(request):
+        log.append(request)
+        if len(log) in failing:
+            raise Refused("handler")
+        return {"status": 200, "headers": {}, "body": len(log)}
+
+    return handler
+
+
+@given(PLANS, st.frozensets(st.integers(1, 6)))
+def test_one_flow_of_several_does_what_they_do_around_a_handler(plans, failing):
+    layered, single = [], []
+    handler = handler_for(layered, failing)
+    for number, acts in reversed(list(enumerate(plans))):
+        handler = planned(number, acts, layered)(handler)
+    flow = composed([planned(number, acts, single).flow for number, acts in enumerate(plans)])
+    request = {"way": ()}
+    expected = outcome_of(lambda: handler(request), layered)
+    assert outcome_of(lambda: drive(flow, handler_for(single, failing), request), single) == expected
+
+
+def test_a_composed_flow_that_is_closed_closes_the_innermost_first():
+    log = []
+    flow = composed([planned(number, ["send"], log).flow for number in range(3)])({"way": ()})
+    assert next(flow)["way"] == (0, 1, 2)
+    flow.close()
+    assert [number for _, number, _ in log] == [2, 1, 0]
