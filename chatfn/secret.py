@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from types import MethodType
 from typing import Any, Literal
 
 Kind = Literal["value", "function", "absent"]  # a function may return another value next time
@@ -89,8 +90,11 @@ def fingerprint(secret: Secret) -> Any:
     """
     if secret.kind == "value":
         value = secret.reveal()
-        return digest(value) if isinstance(value, str) else None
-    return secret.reveal
+        return digest(str.__str__(value)) if isinstance(value, str) else None
+    kind = type(secret.reveal)
+    if kind is MethodType or kind.__eq__ is object.__eq__:
+        return secret.reveal
+    return None  # what says itself what it equals may give other keys than its equal
 
 
 @lru_cache(64)

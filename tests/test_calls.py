@@ -304,6 +304,35 @@ def test_a_call_uses_what_its_options_and_the_environment_say_then(monkeypatch):
     ]
 
 
+def test_functions_for_keys_that_say_they_are_equal_are_each_asked_for_their_own():
+    class Equal:
+        def __init__(self, key):
+            self.key = key
+
+        def __call__(self):
+            return self.key
+
+        def __eq__(self, other):
+            return True
+
+    class Hashed(Equal):
+        __hash__ = object.__hash__
+
+    class Constant(Equal):
+        def __hash__(self):
+            return 1
+
+    class Text(str):
+        __eq__ = Equal.__eq__
+        __hash__ = Constant.__hash__
+
+    with raw_server([answer(DONE)]) as server:
+        for kind in (Equal, Hashed, Constant, Text):
+            for key in ("sk-1", "sk-2"):
+                both(PARAMS, {"api_key": kind(key), "api_endpoint": server.url})
+                assert [r["headers"]["authorization"] for r in server.requests[-2:]] == [f"Bearer {key}"] * 2
+
+
 def test_options_that_were_fine_once_are_still_refused_when_they_are_not():
     for wrong, error in ((True, TypeError), (1, None), (1.0, None), ("1", TypeError)):
         with pytest.raises(error) if error else nullcontext():
