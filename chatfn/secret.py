@@ -91,8 +91,8 @@ def fingerprint(secret: Secret) -> Any:
     if secret.kind == "value":
         value = secret.reveal()
         return digest(str.__str__(value)) if isinstance(value, str) else None
-    kind = type(secret.reveal)
-    if kind is MethodType or kind.__eq__ is object.__eq__:
+    equality: Any = type(secret.reveal).__eq__
+    if equality in (object.__eq__, MethodType.__eq__):
         return secret.reveal
     return None  # what says itself what it equals may give other keys than its equal
 
