@@ -66,6 +66,7 @@ HARMLESS = {
         "orjson",
         "re",
         "threading",
+        "types",
         "typing",
         "typing_extensions",
         "urllib",
