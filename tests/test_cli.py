@@ -371,7 +371,6 @@ def test_a_terminal_is_not_told_what_to_do(monkeypatch: pytest.MonkeyPatch, caps
         (["--impl", "azure", "--dry-run", "hi"], "give --api-endpoint or set AZURE_OPENAI_API_ENDPOINT"),
         (["--impl", "azure", "--dry-run", "--api-endpoint", "https://h", "hi"], "give --deployment"),
         (["--transport", "ehco", "hi"], "did you mean 'echo'?"),
-        (["--transport", "[", "hi"], "Expecting value"),
         (["--transport", "echo", "--param", "temperature=NaN", "hi"], "temperature: nan is no JSON number"),
         (["--transport", "echo", "--param", "messages=1", "hi"], "give a JSON list"),
         (["--transport", "echo", "!error 404 no such model"], "no such model; check --model"),
@@ -402,6 +401,13 @@ def test_a_failure_of_the_network_is_one_line() -> None:
     assert "sk-hidden" not in err
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--stream"], ["--dry-run"]])
+def test_without_standard_output_nothing_is_asked(flags: list[str]) -> None:
+    script = ["sh", "-c", '"$@" >&-', "sh", *COMMAND, "chat", "--api-endpoint", "http://127.0.0.1:1/v1", "hi", *flags]
+    done = subprocess.run(script, capture_output=True, env=environment(OPENAI_API_KEY="k"), timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"chatfn: there is no standard output\n")
+
+
 def test_a_stream_that_breaks_keeps_what_came(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "chat", "--transport", "echo", "--stream", "!break 3 a b c d")
     assert (status, out, err.count("\n")) == (1, "a b\n", 1)
@@ -414,6 +420,8 @@ def test_a_stream_that_breaks_keeps_what_came(capsys: pytest.CaptureFixture[str]
         ["chat", "--param", "x", "hi"],
         ["chat", "--impl", "openia", "hi"],
         ["chat", "--impl", "groq", "hi"],
+        ["chat", "--transport", "[", "hi"],
+        ["serve", "--transport", "["],
         ["serve", "--port", "x"],
         ["serve", "--host", "0.0.0.0"],
         ["no-such-command"],
@@ -441,6 +449,10 @@ def test_a_failure_that_nobody_reads_is_silent(
 def test_a_failure_without_words_has_its_name() -> None:
     assert shown.problem_of(ValueError()) == "ValueError"
     assert shown.problem_of(ValueError("the option 'impl' is 1\x1b[2J")) == "--impl is 1\ufffd[2J"
+    advice = 'send the key unencrypted; use https, or give the option {"allow_http": True}'
+    assert shown.problem_of(ValueError(advice)) == "send the key unencrypted; use https"
+    assert shown.problem_of(OSError("no socket")) == "no socket"
+    assert shown.problem_of(OSError(28, "No space left on device")) == "No space left on device"
 
 
 def test_version_and_help() -> None:

@@ -26,8 +26,10 @@ from test_cli import COMMAND, WAIT, environment
 from chatfn import cli
 from chatfn.cli.answers import answer_in
 from chatfn.cli.lines import lines_of
+from chatfn.cli.map import advice
 from chatfn.cli.output import whole_file
 from chatfn.cli.progress import Look, Tally, progress, progress_text
+from chatfn.cli.rows import Job
 from chatfn.cli.table import Bad, format_of, read_table
 from chatfn.cli.template import Column, filled, params_maker, response_format_of, template_of
 from chatfn.cli.words import Misused
@@ -201,13 +203,16 @@ def test_bad_csv_rows_are_named_by_their_first_line(tmp_path: Path) -> None:
         (2, False), (5, True), (6, True), (7, True), (8, True), (9, True),
     ]  # fmt: skip
     assert [item.error.split(":")[0] for item in found if isinstance(item, Bad)] == [
-        "1 cells; there are 2 columns", "no UTF-8", "3 cells; there are 2 columns", "no CSV", "no CSV",
+        "1 cell; there are 2 columns", "no UTF-8", "3 cells; there are 2 columns", "no CSV", "no CSV",
     ]  # fmt: skip
     assert found[-1] == Bad(9, "no CSV: unexpected end of data", '7,"8')
     for text in ("", "a,a\n1,2\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match="line 1"):
             read_table(str(path))
+    path.write_bytes("a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="line 1: no UTF-8"):
+        read_table(str(path))
 
 
 @pytest.mark.parametrize("packing", ["gz", "zst"])
@@ -263,7 +268,7 @@ def test_running_again_sends_nothing_and_gives_the_same_bytes(
     first = out.read_bytes()
     status, _, noted = run_map(capfd, *args)
     assert (status, out.read_bytes()) == (3, first)
-    assert "4 from the journal, 1 with an error" in noted
+    assert "1 with an error (1 incorrect); 4 from the journal; 0 tokens" in noted
     table = read_table(str(out))
     read = [item.row for item in table.rows if not isinstance(item, Bad)]
     assert [row["q"] for row in read] == [row["q"] for row in rows]
@@ -271,7 +276,7 @@ def test_running_again_sends_nothing_and_gives_the_same_bytes(
         assert [row.get("answer") or None for row in read] == ["a", None, "b\r\nc, d", "a"]
     status, _, noted = run_map(capfd, *args, "--retry-errors")
     assert (status, out.read_bytes()) == (3, first)
-    assert "3 from the journal, 1 with an error" in noted
+    assert "1 with an error (1 incorrect); 3 from the journal; 0 tokens" in noted
     assert parts(tmp_path) == []
 
 
@@ -683,7 +688,8 @@ def test_rows_that_a_spent_budget_stopped_are_sent_once_it_is_raised(tmp_path: P
     prices.write_text('{"m": {"input": 1000, "output": 1000}}')
     args = [source, out, "--prompt", "{n}", "--model", "m", "--param", "max_completion_tokens=5", *ECHO]
     priced = [*args, "--prices", prices, "--budget"]
-    assert (run_map(capfd, *priced, "0.1")[0], out.exists()) == (1, False)
+    status, _, noted = run_map(capfd, *priced, "0.1")
+    assert (status, out.exists(), "raise --budget to go on" in noted) == (1, False, True)
     assert run_map(capfd, *priced, "100")[0] == 0
     assert rows_in(out) == [{"n": n, "answer": str(n)} for n in range(20)]
 
@@ -703,6 +709,14 @@ def test_a_kill_costs_no_more_than_what_was_in_flight(tmp_path: Path) -> None:
         assert (found.returncode, parts(tmp_path)) == (0, [])
         assert len(server.requests) <= 80 + 3 * 4
     assert rows_in(out) == [{"n": n, "answer": f"re {n}"} for n in range(80)]
+
+
+def test_what_a_stop_leaves_is_said(tmp_path: Path) -> None:
+    job, path = Job("-", "-", dict, {}), tmp_path / "j.db"
+    assert advice(job) == "without --journal the same command again begins anew"
+    assert advice(job._replace(journal=str(path))) == "nothing was sent"
+    path.touch()
+    assert "goes on from there" in advice(job._replace(journal=str(path)))
 
 
 def test_two_at_once_share_the_work(tmp_path: Path) -> None:

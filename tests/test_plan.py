@@ -384,11 +384,12 @@ def test_the_command_tells_models_apart_and_what_is_not_known(tmp_path: Path, ca
     status, out, err = command(capfd, source, "-", "--plan", "--prices", prices)
     assert (status, err) == (0, "")
     for words in (
-        "duplicates 0, sent as often",
+        "duplicates 0\n",
         "cost       unknown (",
-        "time       unknown (no limits",
+        "time       unknown (no --limits",
         "  m: 1 to send, $0.0000",
-        "  zz: 1 to send, unknown (",
+        "  zz: 1 to send, unknown (no price of the model 'zz'",
+        "give one in --prices FILE; ",
         "1 to unknown out",
     ):
         assert words in out.replace("2 to unknown out", "1 to unknown out")
@@ -405,7 +406,13 @@ def test_the_command_compares_with_a_saved_plan(tmp_path: Path, capfd: Any) -> N
     table(source, "red", "green", "black")
     status, out, _ = command(capfd, *args, "--against", tmp_path / "plan.json")
     assert status == 0
-    for words in ("2 rows; now 3", "same       1", "changed    1: 1", "added      1: 2", "2 for these, 3 in all"):
+    for words in (
+        "2 rows; now 3",
+        "same       1",
+        "changed    1: row 2",
+        "added      1: row 3",
+        "2 for these, 3 in all",
+    ):
         assert words in out
     status, out, _ = command(capfd, *args, "--against", tmp_path / "plan.json", "--json")
     assert (status, json.loads(out)["changed"]) == (0, [1])
@@ -416,12 +423,16 @@ def test_the_command_says_what_cannot_be_meant(tmp_path: Path, capfd: Any) -> No
     args = [source, tmp_path / "out.jsonl", "--prompt", "{word}", "--model", "m"]
     (tmp_path / "torn.json").write_text("{")
     wrong: list[tuple[list[Any], int, str]] = [
-        (["--json"], 2, "are for --plan"),
+        (["--json"], 2, "is for --plan"),
+        (["--limits", "{}"], 2, "are for --plan"),
+        (["--plan", "--simulate", source], 2, "two things"),
         (["--plan", "--limits", "fast"], 2, "give JSON"),
         (["--plan", "--limits", '{"rpn": 1}'], 1, "did you mean 'rpm'"),
         (["--plan", "--output-tokens", "9-1"], 2, "such as 20-300"),
         (["--plan", "--against", tmp_path / "torn.json"], 1, "is no plan"),
-        (["--plan", "--against", source], 1, "keys=True"),
+        (["--plan", "--against", source], 1, "make it with chatfn map IN OUT --plan --json"),
+        (["--plan"], 0, "give --param max_completion_tokens=N, or --output-tokens"),
+        (["--plan"], 0, "no --limits are given"),
         (["--plan", "--prompt", "{colour}"], 0, "no column 'colour'"),
     ]
     for more, expected, words in wrong:

@@ -11,7 +11,7 @@ import click
 
 from chatfn.cli.chat import chat_stream, chat_whole, standard_input
 from chatfn.cli.shells import as_usage, connection, journal_command, map_command, param_option
-from chatfn.cli.shown import findings_text, json_of, note, problem_of, say
+from chatfn.cli.shown import findings_text, json_of, note, output, problem_of, say
 from chatfn.cli.words import OPENAI_MODEL, chat_params, client_key, options_of
 from chatfn.client import resolved
 from chatfn.core import request_of
@@ -63,15 +63,17 @@ def chat_command(
     Keys are read from the environment (OPENAI_API_KEY, AZURE_OPENAI_API_KEY, ...). No option takes one: it would show
     in the list of processes and in the shell's history.
     """
-    options = options_of(where)
+    with as_usage():
+        options = options_of(where)
     if question is None or question == "-":
         question = standard_input()
-    streamed = bool(given.get("stream", sys.stdout.isatty() and not as_json) if stream is None else stream)
+    terminal = output().isatty()
+    streamed = bool(given.get("stream", terminal and not as_json) if stream is None else stream)
     with as_usage():
         params = chat_params(given, question, system, model, where["impl"], streamed)
     if dry_run:
         whole = resolved(sealed(options))
-        say(json_of(request_of(params, whole), sys.stdout.encoding, 2))
+        say(json_of(request_of(params, whole), output().encoding, 2))
         note(findings_text(lint(params, whole)))
     else:
         (chat_stream if streamed else chat_whole)(params, options, as_json)
@@ -88,8 +90,8 @@ def serve_command(host: str, port: int, key_env: str | None, **where: Any) -> No
     What answers is --transport echo, or the API that --impl and the environment name: then this is a gateway, whose
     clients need no key of that API.
     """
-    options = options_of(where)
     with as_usage():
+        options = options_of(where)
         key = client_key(key_env, host, options)
     serve(gateway(options), host, port, key=key, ready=lambda url: say(f"listening on {url}"))
 

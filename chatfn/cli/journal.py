@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,7 +10,7 @@ from typing import Any
 
 from chatfn.cli.output import whole_file
 from chatfn.cli.progress import clock, cost_text
-from chatfn.cli.shown import json_of, say, shown
+from chatfn.cli.shown import json_of, output, say, several, shown, spoken_as_options
 from chatfn.cli.table import format_of
 from chatfn.cli.words import Misused
 from chatfn.cli.writing import row_writer
@@ -35,9 +34,9 @@ def show_journal(path: str | None, as_json: bool, target: str | None, sql: bool,
     elif target is not None:
         write_export(path, target)
     elif as_json:
-        say(json_of(whole_summary(path, prices), sys.stdout.encoding, 2))
+        say(json_of(whole_summary(path, prices), output().encoding, 2))
     else:
-        say(shown("\n".join(summary_lines(path, whole_summary(path, prices))), sys.stdout.isatty()))
+        say(shown("\n".join(summary_lines(path, whole_summary(path, prices))), output().isatty()))
 
 
 def whole_summary(path: str, prices: Json | None) -> dict[str, Any]:
@@ -75,7 +74,7 @@ def summary_lines(path: str, found: Json) -> Iterator[str]:
     """
     failed, tokens, unknown = found["failed"], found["tokens"], found["unknown"]
     kinds = ", ".join(f"{count:,} {category}" for category, count in failed.items())
-    yield f"{path}: {found['calls']:,} calls{span_of(found)}"
+    yield f"{path}: {several(found['calls'], 'call')}{span_of(found)}"
     yield f"answered   {found['answered']:,}"
     yield f"failed     {sum(failed.values()):,}{f' ({kinds})' if kinds else ''}"
     if found["in_flight"]:
@@ -109,9 +108,9 @@ def cost_lines(days: list[Json], prices: list[str]) -> Iterator[str]:
     unpriced = sum(entry["unpriced"] for entry in days)
     cost = cost_text(sum(known, Decimal(0)) if known else None, unpriced)
     if cost:
-        yield f"cost       {cost} ({'prices: ' + ', '.join(prices) if prices else NO_LIBRARY})"
+        yield f"cost       {cost} ({'prices: ' + ', '.join(prices) if prices else spoken_as_options(NO_LIBRARY)})"
     for entry in days:
-        used = f"{entry['calls']:,} calls  {entry['tokens']['total']:,} tokens"
+        used = f"{several(entry['calls'], 'call')}  {several(entry['tokens']['total'], 'token')}"
         paid = cost_text(entry["usd"], entry["unpriced"])
         yield f"           {entry['day']}  {entry['model'] or 'no model'}  {used}{f'  {paid}' if paid else ''}"
 

@@ -17,7 +17,7 @@ from chatfn.cli.lines import library
 from chatfn.cli.output import whole_file
 from chatfn.cli.progress import Tally, counted, progress, summary_text
 from chatfn.cli.rows import Job, as_they_come, checked, prepared, sources, table_columns
-from chatfn.cli.shown import note, shown
+from chatfn.cli.shown import note, several, shown
 from chatfn.cli.stopping import Halted, Stop, stoppable, until
 from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table, read_table
 from chatfn.cli.words import Misused
@@ -91,6 +91,8 @@ def check_places(job: Job) -> None:
 def advice(job: Job) -> str:
     if job.journal is None:
         return "without --journal the same command again begins anew"
+    if not os.path.exists(job.journal):
+        return "nothing was sent"
     return f"what was paid for is in {job.journal}: the same command again goes on from there"
 
 
@@ -98,7 +100,7 @@ def notes_on(tally: Tally, job: Job) -> Iterator[str]:
     if tally.first is not None:
         yield shown(f"the first error: {' '.join(tally.first.split())}", True)
     if tally.cut:
-        yield f"{tally.cut:,} answers were cut at their limit of tokens; raise --param max_completion_tokens=…"
+        yield f"{several(tally.cut, 'answer')} cut short by the limit of tokens; raise --param max_completion_tokens=…"
     if tally.errors and job.journal is not None:
         yield "errors stay as they are when this runs again; --retry-errors sends their rows again"
 

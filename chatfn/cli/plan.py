@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chatfn.cli.progress import clock
 from chatfn.cli.rows import Job, prepared, table_columns
-from chatfn.cli.shown import findings_text, json_of, say, shown
+from chatfn.cli.shown import findings_text, json_of, output, say, several, shown, spoken_as_options
 from chatfn.cli.table import Bad, opened_table
 from chatfn.cli.words import Misused
 from chatfn.middleware.budget import usd_text
@@ -39,10 +38,12 @@ def show_plan(job: Job, asked: Asked) -> int:
     found = plan_of(job, asked)
     data = found if before is None else diff_plans(before, found)
     if asked.as_json:
-        say(json_of(data, sys.stdout.encoding))
+        say(json_of(data, output().encoding))
     else:
-        lines = plan_lines(job.source, found) if before is None else diff_lines(asked.against or "", data, found)
-        say(shown("\n".join(lines), sys.stdout.isatty()))
+        lines = (
+            plan_lines(job.source, found) if before is None else diff_lines(asked.against or "", before, found, data)
+        )
+        say(shown("\n".join(lines), output().isatty()))
     return 0
 
 
@@ -89,9 +90,10 @@ def id_in(row: Any) -> Any:
 def plan_lines(source: str, found: Json) -> Iterator[str]:
     """A plan for a reader."""
     journal = found["journal"]
-    yield f"{source}: {found['rows']:,} rows, nothing sent"
+    yield f"{source}: {several(found['rows'], 'row')}, nothing sent"
     yield f"unique     {found['unique']:,}"
-    yield f"duplicates {found['duplicates']:,}{', sent once' if journal else ', sent as often as they come'}"
+    sent = "once" if journal else "as often as they come"
+    yield f"duplicates {found['duplicates']:,}{f', sent {sent}' if found['duplicates'] else ''}"
     yield f"bad        {found['bad']:,}"
     if journal:
         yield f"answered   {found['answered']:,} in {os.path.basename(journal)}"
@@ -105,7 +107,7 @@ def plan_lines(source: str, found: Json) -> Iterator[str]:
     yield from (f"bad row    {bad['error']}" for bad in found["bad_rows"][:NAMED])
     for each in found["lint"]:
         (text,) = findings_text([each])
-        yield f"lint       {text} ({each['rows']:,} rows, the first is row {each['row'] + 1:,})"
+        yield f"lint       {text} ({several(each['rows'], 'row')}, the first is row {each['row'] + 1:,})"
 
 
 def rest_counted(models: list[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
@@ -118,25 +120,30 @@ def sums_lines(found: Json) -> Iterator[str]:
     yield f"cost       {between(found['cost'], dollars)}{reason(found['cost'])}"
 
 
-def diff_lines(path: str, diff: Json, found: Json) -> Iterator[str]:
+def diff_lines(path: str, before: Json, found: Json, diff: Json) -> Iterator[str]:
     """What one plan becomes by another, for a reader."""
     rows = diff["rows"]
-    yield f"{path}: {rows['before']:,} rows; now {rows['after']:,}, nothing sent"
+    now = found["keys"]["id"] is None
+    numbered = {"changed": now, "added": now, "removed": before["keys"]["id"] is None}
+    yield f"{path}: {several(rows['before'], 'row')}; now {rows['after']:,}, nothing sent"
     yield f"same       {diff['same']:,}"
     for name in ("changed", "added", "removed"):
-        yield f"{name:10} {len(diff[name]):,}{named(diff[name])}"
+        yield f"{name:10} {len(diff[name]):,}{named(diff[name], numbered[name])}"
     yield f"to send    {diff['to_send']:,} for these, {found['to_send']:,} in all"
     yield from sums_lines({**diff, "cost": {**found["cost"], **diff["cost"]}})
 
 
-def named(rows: list[Any]) -> str:
-    """
-    >>> named([0, 4]), named([])
-    (': 0, 4', '')
+def named(rows: list[Any], numbered: bool) -> str:
+    """Rows by their ids, or, where none has one, by their numbers, here from 1.
+
+    >>> named([0, 4], True), named(["a"], False), named([], True)
+    (': rows 1, 5', ': a', '')
     """
     if not rows:
         return ""
-    return f": {', '.join(map(str, rows[:NAMED]))}{', …' if len(rows) > NAMED else ''}"
+    names = [f"{row + 1:,}" if numbered else str(row) for row in rows[:NAMED]]
+    kind = f"row{'s' * (len(rows) > 1)} " if numbered else ""
+    return f": {kind}{', '.join(names)}{', …' if len(rows) > NAMED else ''}"
 
 
 def between(span: Json, text_of: Any) -> str:
@@ -154,7 +161,7 @@ def reason(span: Json) -> str:
     if not why:
         return f", by {span['by']}" if "by" in span else ""
     reasons = [why] if isinstance(why, str) else list(why)
-    return f" ({'; '.join(reasons[:NAMED])})"
+    return f" ({spoken_as_options('; '.join(reasons[:NAMED]))})"
 
 
 def dollars(usd: float) -> str:

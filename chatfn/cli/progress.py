@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from pyrsistent import PMap, pmap
 
-from chatfn.cli.shown import choices_of
+from chatfn.cli.shown import choices_of, several
 from chatfn.middleware.budget import usd_text
 from chatfn.prices import ATTOS
 from chatfn.spec import Json
@@ -31,7 +31,7 @@ class Tally(NamedTuple):
     rows: int = 0
     cached: int = 0  # answered from the journal
     errors: PMap[str, int] = NO_ERRORS  # by category
-    tokens: int = 0
+    tokens: int = 0  # that this run used
     cut: int = 0  # answers that end at their limit of tokens
     bad: int = 0  # rows that could not be read
     usd: Decimal | None = None  # what this run cost, as far as it is known
@@ -49,14 +49,14 @@ class Look(NamedTuple):
 
 
 def counted(tally: Tally, row: Json) -> Tally:
-    """The tally with one more row of a map.
+    """The tally with one more row of a map; the tokens of an answer from the journal were used before.
 
-    >>> counted(Tally(), {"response": {"usage": None}, "usage": {"total_tokens": 7}, "cached": True})
+    >>> counted(Tally(), {"response": {"usage": None}, "usage": {"total_tokens": 7}})
     ... # doctest: +NORMALIZE_WHITESPACE
-    Tally(rows=1, cached=1, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0,
+    Tally(rows=1, cached=0, errors=pmap({}), tokens=7, cut=0, bad=0, usd=None, unpriced=0,
     prices=None, first=None)
     """
-    tokens = (row.get("usage") or {}).get("total_tokens")
+    tokens = 0 if row.get("cached") else (row.get("usage") or {}).get("total_tokens")
     reasons = [choice.get("finish_reason") for choice in choices_of(row.get("response")) if isinstance(choice, dict)]
     errors, first = tally.errors, tally.first
     if "error" in row:
@@ -133,20 +133,20 @@ def summary_text(tally: Tally, seconds: float) -> str:
     """What a map came to.
 
     >>> summary_text(Tally(3, 1, pmap({"busy": 1}), 40), 2.0)
-    '3 rows: 2 answered, 1 from the journal, 1 with an error (1 busy); 40 tokens; 2.0 s'
+    '3 rows: 2 answered, 1 with an error (1 busy); 1 from the journal; 40 tokens; 2.0 s'
     """
     errors = sum(tally.errors.values())
     kinds = ", ".join(f"{count:,} {category}" for category, count in sorted(tally.errors.items()))
     parts = [
         f"{tally.rows - errors:,} answered",
-        *([f"{tally.cached:,} from the journal"] if tally.cached else []),
         *([f"{errors:,} with an error ({kinds})"] if errors else []),
-        *([f"{tally.bad:,} bad lines"] if tally.bad else []),
+        *([several(tally.bad, "bad line")] if tally.bad else []),
     ]
     cost = cost_text(tally.usd, tally.unpriced)
     source = f" by {tally.prices}" if tally.prices else ""
-    used = f"{tally.tokens:,} tokens{f', {cost}{source}' if cost else ''}"
-    return f"{tally.rows:,} row{'s' * (tally.rows != 1)}: {', '.join(parts)}; {used}; {seconds:.1f} s"
+    kept = f"; {tally.cached:,} from the journal" if tally.cached else ""
+    used = f"{several(tally.tokens, 'token')}{f', {cost}{source}' if cost else ''}"
+    return f"{several(tally.rows, 'row')}: {', '.join(parts)}{kept}; {used}; {seconds:.1f} s"
 
 
 @contextmanager

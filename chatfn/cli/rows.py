@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 from chatfn.atom import Atom
 from chatfn.cli.lines import lines_in
 from chatfn.cli.progress import Tally
-from chatfn.cli.shown import note, shown
+from chatfn.cli.shown import note, several, shown
 from chatfn.cli.stopping import Halted, Stop, until, until_at_once
 from chatfn.cli.table import (
     Bad,
@@ -111,7 +111,9 @@ def checked(job: Job, stop: Stop, copy: IO[bytes] | None) -> int:
             bad.append(named(job, made))
     if bad:
         note(bad[:NAMED])
-        raise ValueError(f"{len(bad):,} bad lines, nothing was sent; mend them, or give --bad FILE for them to go to")
+        raise ValueError(
+            f"{several(len(bad), 'bad line')}, nothing was sent; mend them, or give --bad FILE for them to go to"
+        )
     if stop.signals:
         raise Halted
     return good

@@ -81,7 +81,7 @@ SIMULATE_HELP = "Print how long this would take on the server that FILE describe
 PRICES_HELP = "A JSON map of models to dollars per million tokens, which goes before the known prices."
 
 
-@click.command("map")
+@click.command("map", short_help="Ask for every row of a table.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--prompt", metavar="TEXT", help="What each row asks, with its values where a {column} stands.")
@@ -168,6 +168,8 @@ def map_command(
             concurrency=concurrency[0],
             **rest,
         )
+        if planned and server is not None:
+            raise Misused("--plan and --simulate are two things: give one of them")
         if planned:
             from chatfn.cli.plan import Asked, limits_in, output_in, show_plan  # at its first use
 
@@ -178,8 +180,10 @@ def map_command(
             return show_simulation(job, server, concurrency, as_json)
         if len(concurrency) > 1:
             raise Misused("--concurrency takes several numbers for --simulate only")
-        if as_json or against or limits or output_tokens:
-            raise Misused("--json, --against, --limits and --output-tokens are for --plan")
+        if against or limits or output_tokens:
+            raise Misused("--against, --limits and --output-tokens are for --plan")
+        if as_json:
+            raise Misused("--json is for --plan and --simulate")
         return run_map(job)
 
 
@@ -205,7 +209,7 @@ def prices_in(path: str | None) -> dict[str, Any] | None:
     raise ValueError(problem)
 
 
-@click.command("journal")
+@click.command("journal", short_help="Show what a journal knows.")
 @click.argument("path", metavar="FILE", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
 @click.option(

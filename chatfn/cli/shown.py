@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import reduce
+from typing import Any, TextIO
 
 from chatfn.errors import ChatError
 from chatfn.spec import Category, Json
@@ -16,6 +17,19 @@ from chatfn.unfold import words_of
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed: a terminal would obey them
 KEY_OPTION = re.compile(r'(give )?the option "(api_key|ad_token)" or ')
 OPTION = re.compile(r"""(?:the )?option ["'](impl|transport|api_endpoint|api_version|deployment)["']""")
+SPOKEN: Mapping[str, str] = {  # the library's advice, and the command's
+    "give a table as 'prices'": "give --prices FILE",
+    "give one in a table, as 'prices'": "give one in --prices FILE",
+    "give one as 'prices'": "give one in --prices FILE",
+    'give "max_completion_tokens" in params, or output_tokens': "give --param max_completion_tokens=N, or --output-tokens",
+    'give "max_completion_tokens" in params': "give --param max_completion_tokens=N",
+    """the model's "max_output_tokens" in "prices\"""": 'the model\'s "max_output_tokens" in --prices',
+    "no limits are given: ": "no --limits are given: ",
+    "make it with plan(…, keys=True)": "make it with chatfn map IN OUT --plan --json",
+    'use https, or give the option {"allow_http": True}': "use https",
+    "raise usd of the budget": "raise --budget",
+    'the budget\'s "usd"': "--budget",
+}
 HINTS: Mapping[Category, str] = {
     "unavailable": "check the network and --api-endpoint, or try again later",
     "interrupted": "try again",
@@ -113,7 +127,7 @@ def problem_of(exc: Exception) -> str:
     >>> problem_of(ChatError({"category": "busy", "message": "slow down", "status": 429, "retry_after": 7.0}))
     'busy (429): slow down; try again in 7 s'
     """
-    text = OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", KEY_OPTION.sub(set_key, str(exc)))
+    text = spoken_as_options(system_problem(exc) if isinstance(exc, OSError) else str(exc))
     if isinstance(exc, ChatError):
         wait = exc.error.get("retry_after")
         known = None if exc.error.get("code") == "budget_exceeded" else HINTS.get(exc.error["category"])
@@ -122,9 +136,34 @@ def problem_of(exc: Exception) -> str:
     return shown(" ".join(text.split()), True) or type(exc).__name__
 
 
-def set_key(found: re.Match[str]) -> str:
-    """No option of the command takes a key: what is left of the advice is the environment's variable."""
-    return ""
+def spoken_as_options(text: str) -> str:
+    """What the library says, its options named as the command has them.
+
+    No option of the command takes a key: what is left of that advice is the environment's variable.
+
+    >>> spoken_as_options("the option 'impl' is 1"), spoken_as_options("raise usd of the budget to go on")
+    ('--impl is 1', 'raise --budget to go on')
+    """
+    named = OPTION.sub(lambda found: f"--{found[1].replace('_', '-')}", KEY_OPTION.sub("", text))
+    return reduce(lambda said, words: said.replace(*words), SPOKEN.items(), named)
+
+
+def system_problem(exc: OSError) -> str:
+    """
+    >>> system_problem(FileNotFoundError(2, "No such file or directory", "in.csv"))
+    'in.csv: No such file or directory'
+    """
+    if exc.strerror is None:
+        return str(exc)
+    return exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
+
+
+def several(count: int, noun: str) -> str:
+    """
+    >>> several(1, "row"), several(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def findings_text(findings: Iterable[Json]) -> list[str]:
@@ -138,10 +177,14 @@ def findings_text(findings: Iterable[Json]) -> list[str]:
 
 def say(text: str, end: str = "\n") -> None:
     """Write at once.  ``click.echo`` would drop the escape sequences of a text that goes to a file."""
+    output().write(text + end)
+    output().flush()
+
+
+def output() -> TextIO:
     if sys.stdout is None:  # closed by who started this
         raise OSError("there is no standard output")
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    return sys.stdout
 
 
 def note(lines: Iterable[str]) -> None:

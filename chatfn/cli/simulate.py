@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from chatfn.cli.plan import between, dollars, params_in, reason
 from chatfn.cli.progress import clock
 from chatfn.cli.rows import Job, prepared, table_columns
-from chatfn.cli.shown import json_of, say, shown
+from chatfn.cli.shown import json_of, output, say, several, shown
 from chatfn.cli.table import opened_table
 from chatfn.pipeline.simulations import simulate
 from chatfn.spec import Json
@@ -35,7 +34,7 @@ def show_simulation(job: Job, settings: str, concurrency: Sequence[int], as_json
         rows: Iterator[Any] = prepared(job, table)
         found = simulate(rows, options, server, concurrency=concurrency, params_of=params_in, prices=job.prices)
     lines = simulation_lines(job.source, found)
-    say(json_of(found, sys.stdout.encoding) if as_json else shown("\n".join(lines), sys.stdout.isatty()))
+    say(json_of(found, output().encoding) if as_json else shown("\n".join(lines), output().isatty()))
     return 0
 
 
@@ -54,7 +53,7 @@ def server_in(path: str) -> Any:
 def simulation_lines(source: str, found: Json) -> Iterator[str]:
     """A simulation for a reader."""
     bad = f", {found['bad']:,} bad" if found["bad"] else ""
-    yield f"{source}: {found['rows']:,} rows{bad}, simulated; nothing sent"
+    yield f"{source}: {several(found['rows'], 'row')}{bad}, simulated; nothing sent"
     yield from aligned([HEADS, *map(cells, found["runs"])])
     for run in found["runs"]:
         if run["errors"]:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from typing import IO, Any, NamedTuple, NoReturn
 
 from chatfn.cli.lines import copied, library, lines_again, lines_in
+from chatfn.cli.shown import several
 from chatfn.cli.words import Misused
 from chatfn.fastjson import fast_loads
 from chatfn.secret import type_name
@@ -183,9 +184,18 @@ def csv_table(lines: Iterator[bytes], path: str, delimiter: str) -> Table:
 
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     names = next(reader, [])
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"{path}, line 1: {'a column has the name of another' if names else 'no names of columns'}")
+    problem = header_problem(names)
+    if problem:
+        raise ValueError(f"{path}, line 1: {problem}")
     return Table(dict.fromkeys(names, "text"), csv_rows(reader, names, seen, lines))
+
+
+def header_problem(names: list[str]) -> str | None:
+    if not names:
+        return "no names of columns"
+    if len(set(names)) < len(names):
+        return "a column has the name of another"
+    return None if all(map(encodable, names)) else "no UTF-8"
 
 
 def csv_rows(reader: Any, names: list[str], seen: list[str], lines: Iterator[bytes]) -> Iterator[Good | Bad]:
@@ -209,7 +219,7 @@ def csv_rows(reader: Any, names: list[str], seen: list[str], lines: Iterator[byt
 
 def problem_of(cells: list[str], count: int) -> str | None:
     if len(cells) not in (0, count):
-        return f"{len(cells)} cells; there are {count} columns"
+        return f"{several(len(cells), 'cell')}; there {'is' if count == 1 else 'are'} {several(count, 'column')}"
     return None if all(map(encodable, cells)) else "no UTF-8"
 
 

@@ -92,7 +92,13 @@ def named_transport(text: str) -> Any:
     >>> named_transport("echo"), named_transport('["replay", {"path": "calls.jsonl"}]')
     ('echo', ['replay', {'path': 'calls.jsonl'}])
     """
-    return json.loads(text) if text.startswith("[") else text
+    if not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        problem = str(exc)
+    raise Misused(f"--transport {text} is no JSON: {problem}")
 
 
 def client_key(variable: str | None, host: str, options: Options) -> Secret | None:
