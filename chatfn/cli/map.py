@@ -17,7 +17,7 @@ from chatfn.cli.lines import library
 from chatfn.cli.output import whole_file
 from chatfn.cli.progress import Tally, counted, progress, summary_text
 from chatfn.cli.rows import Job, as_they_come, checked, prepared, sources, table_columns
-from chatfn.cli.shown import note, several, shown
+from chatfn.cli.shown import note, several, shown, spoken_as_options
 from chatfn.cli.stopping import Halted, Stop, stoppable, until
 from chatfn.cli.table import Row, format_of, is_regular, needs, opened_table, read_table
 from chatfn.cli.words import Misused
@@ -98,7 +98,7 @@ def advice(job: Job) -> str:
 
 def notes_on(tally: Tally, job: Job) -> Iterator[str]:
     if tally.first is not None:
-        yield shown(f"the first error: {' '.join(tally.first.split())}", True)
+        yield shown(f"the first error: {spoken_as_options(' '.join(tally.first.split()))}", True)
     if tally.cut:
         yield f"{several(tally.cut, 'answer')} cut short by the limit of tokens; raise --param max_completion_tokens=…"
     if tally.errors and job.journal is not None:
