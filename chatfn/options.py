@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -113,6 +113,7 @@ def check(options: Options) -> None:
         check_url("the option 'api_endpoint'", values["api_endpoint"])
     if values.get("deadline") is not None:
         seconds(values["deadline"], "the option 'deadline'")
+    check_middleware(values.get("middleware", ()))
     bounds_of(options)
     check_request(values.get("request", {}))
 
@@ -122,6 +123,11 @@ def check_credentials(values: Json) -> None:
         raise ValueError('both "api_key" and "ad_token" are given: give one')
     for name in values.keys() & CREDENTIALS:
         check_secret(f'the option "{name}"', values[name])
+
+
+def check_middleware(items: Any) -> None:
+    if isinstance(items, str) or not isinstance(items, (list, tuple, Sequence)):
+        raise TypeError(f"the option 'middleware' is {type_name(items)}; give a list of layers, outermost first")
 
 
 def check_request(request: Any) -> None:

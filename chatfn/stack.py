@@ -19,7 +19,7 @@ from chatfn.middleware.codec import codec
 from chatfn.middleware.targets import targets_in
 from chatfn.options import nearest
 from chatfn.spec import AsyncHandler, Handler, Middleware, Options
-from chatfn.transports import named
+from chatfn.transports import check_needs, named, needs_of
 
 MIDDLEWARE: PMap[str, str] = pmap(
     {
@@ -78,6 +78,7 @@ def layer(item: Any) -> Middleware:
     for setting in settings:
         if setting not in settings_of(name):
             raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, settings_of(name))}")
+    check_needs(name, settings, needed_by(name))
     return maker(name)(**settings)
 
 
@@ -85,6 +86,12 @@ def layer(item: Any) -> Middleware:
 def settings_of(name: str) -> frozenset[str]:
     """The names of the settings of a middleware of the table."""
     return frozenset(signature(maker(name)).parameters) - {"request"}
+
+
+@cache
+def needed_by(name: str) -> frozenset[str]:
+    """Those of them that have no default."""
+    return frozenset(needs_of(maker(name))) - {"request"}
 
 
 @cache

@@ -345,8 +345,10 @@ def test_options_that_were_fine_once_are_still_refused_when_they_are_not():
         (["echo", {"model": "m"}], "the transport 'echo' has no settings"),
         (["requests", {"http": "2"}], "the transport 'requests' has no settings"),
         (["replay", {"pth": "calls.jsonl"}], "unknown setting 'pth' of 'replay': did you mean 'path'"),
+        ("replay", "'replay' needs the setting 'path'"),
+        (["scripted"], "'scripted' needs the setting 'responses'"),
     ],
 )
-def test_a_setting_that_a_transport_does_not_have_is_refused(transport, words):
+def test_a_setting_that_a_transport_does_not_have_or_lacks_is_refused(transport, words):
     with pytest.raises(ValueError, match=words):
         chatfn.responder({"transport": transport, "api_key": "k"})

@@ -248,8 +248,12 @@ def test_middleware_by_name_and_settings():
     assert set(MIDDLEWARE) >= {"cost", "journal", "fallback", "balance", "retry", "budget"}
     with pytest.raises(ValueError, match="did you mean 'retry'"):
         layer(["retri", {}])
-    with pytest.raises(TypeError, match="no function, name"):
-        layer([1])
+    for wrong in ([1], 1, [], {"retry": {}}, ["retry", {}, {}], ["retry", 1]):
+        with pytest.raises(TypeError, match="no function, name"):
+            layer(wrong)
+    for lacking in ("journal", ["journal", {}]):
+        with pytest.raises(ValueError, match="'journal' needs the setting 'path': "):
+            layer(lacking)
 
 
 # One flow of several, as a map drives them, against the same layers around a handler.

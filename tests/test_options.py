@@ -181,6 +181,10 @@ def test_one_wrong_letter_is_recognized(name: str, data: st.DataObject) -> None:
         ({"request": {"timeout": 0}}, ValueError, "timeout in the option 'request' is 0"),
         ({"request": {"timeout": (1, -1)}}, ValueError, "timeout in the option 'request' is -1"),
         ({"request": {"timeout": (1, 2, 3)}}, ValueError, "timeout in the option 'request' has 3 numbers"),
+        *[
+            ({"middleware": v}, TypeError, f"the option 'middleware' is {name}; give a list of layers, outermost first")
+            for v, name in (("retry", "str"), ({"retry": {}}, "dict"), (5, "int"), (iter(["retry"]), "list_iterator"))
+        ],
         ({"impl": 5}, TypeError, "the option 'impl' is int; give a name or an impl map"),
         ({"impl": ["azure"]}, TypeError, "the option 'impl' is list; give a name or an impl map"),
         ({"impl": {}}, ValueError, "the impl map lacks auth, body, defaults, env, headers, url"),

@@ -10,7 +10,7 @@ A transport function may have attributes: ``awaited``, itself as an asynchronous
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import Parameter, isawaitable, signature
@@ -76,13 +76,28 @@ def transport_of(option: Any) -> Any:
 
 
 def check_settings(name: str, settings: Mapping[str, Any], maker: Any) -> None:
-    """Raise for settings that a transport does not have."""
+    """Raise for settings that a transport does not have, and for one that it needs."""
     if settings and maker is None:
         raise ValueError(f"the transport {name!r} has no settings; name it alone")
     known = signature(maker).parameters if settings else {}
     for setting in settings:
         if setting not in known and all(one.kind is not Parameter.VAR_KEYWORD for one in known.values()):
             raise ValueError(f"unknown setting {setting!r} of {name!r}{nearest(setting, known)}")
+    check_needs(name, settings, () if maker is None else needs_of(maker))
+
+
+def needs_of(maker: Any) -> tuple[str, ...]:
+    """The names of the settings that have no default."""
+    some = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    known = signature(maker).parameters.values()
+    return tuple(one.name for one in known if one.default is Parameter.empty and one.kind not in some)
+
+
+def check_needs(name: str, settings: Mapping[str, Any], needs: Iterable[str]) -> None:
+    """Raise for a setting that is needed and not given."""
+    for setting in needs:
+        if setting not in settings:
+            raise ValueError(f"{name!r} needs the setting {setting!r}: [{name!r}, {{{setting!r}: …}}]")
 
 
 def transport_function(name: str) -> Any:
@@ -99,7 +114,8 @@ def transport_function(name: str) -> Any:
 
 def named(option: Any, what: str) -> tuple[str, Mapping[str, Any]]:
     """The name and the settings of ``"name"`` or ``["name", {…}]``."""
-    name, settings = (option, {}) if isinstance(option, str) else (*option, {})[:2] if option else ("", {})
+    pair = (option,) if isinstance(option, str) else option if isinstance(option, (list, tuple, Sequence)) else ()
+    name, settings = (*pair, {})[:2] if len(pair) in (1, 2) else (None, {})
     if not isinstance(name, str) or not isinstance(settings, Mapping):
         raise TypeError(f"the {what} {option!r} is no function, name or [name, settings]")
     return name, settings
