@@ -146,6 +146,8 @@ def test_params_come_from_the_prompt_or_from_columns_and_what_is_given_goes_over
             make(row)
     with pytest.raises(ValueError, match="empty"):
         params_maker(template_of("{q}"), None, {}, default)({"q": None})
+    with pytest.raises(ValueError, match="the column 'messages' has no JSON: "):
+        make({"messages": "hello"})
 
 
 def test_a_schema_is_named_by_its_title_or_its_file() -> None:
@@ -420,10 +422,10 @@ def test_what_cannot_be_meant_is_a_usage_error(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["none.csv", "o.csv", "--prompt", "{q}"], "No such file"),
+        (["none.csv", "o.csv", "--prompt", "{q}"], "chatfn: none.csv: No such file or directory\n"),
         (["in.csv", "none/o.csv", "--prompt", "{q}"], "No such file"),
         (["in.csv", "o.csv"], "line 2: no params and no messages in it; give --prompt"),
-        (["in.csv", "o.csv", "--prompt", "{q}", "--schema", "in.csv"], "in.csv: Expecting value"),
+        (["in.csv", "o.csv", "--prompt", "{q}", "--schema", "in.csv"], "in.csv: no JSON: Expecting value"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--transport", "requests"], "no API key: set OPENAI_API_KEY"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--transport", "requests", "--impl", "azure"], "--api-endpoint"),
         (["in.csv", "o.csv", "--prompt", "{q}", "--journal", "none/j.db"], "none"),

@@ -111,9 +111,8 @@ def checked(job: Job, stop: Stop, copy: IO[bytes] | None) -> int:
             bad.append(named(job, made))
     if bad:
         note(bad[:NAMED])
-        raise ValueError(
-            f"{several(len(bad), 'bad line')}, nothing was sent; mend them, or give --bad FILE for them to go to"
-        )
+        fix = "mend the input, or give --bad FILE for such lines to go to"
+        raise ValueError(f"{several(len(bad), 'bad line')}, nothing was sent; {fix}")
     if stop.signals:
         raise Halted
     return good

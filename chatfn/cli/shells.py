@@ -16,7 +16,7 @@ from chatfn.cli.journal import show_journal
 from chatfn.cli.map import STANDARD_OUTPUT, journal_of, run_map
 from chatfn.cli.rows import Job
 from chatfn.cli.template import needs_of, params_maker, response_format_of, template_of
-from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, options_of, params_of
+from chatfn.cli.words import OPENAI_MODEL, Misused, default_model, json_problem, options_of, params_of
 from chatfn.impls import IMPLS
 from chatfn.prices import lookup_of
 
@@ -191,7 +191,7 @@ def schema_format(path: str) -> dict[str, Any]:
     try:
         return response_format_of(Path(path).read_text(encoding="utf-8-sig"), os.path.basename(path).partition(".")[0])
     except ValueError as exc:
-        problem = f"{path}: {exc}"
+        problem = f"{path}: {json_problem(exc)}"
     raise ValueError(problem)
 
 
@@ -203,7 +203,7 @@ def prices_in(path: str | None) -> dict[str, Any] | None:
         table = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_float=str)
         lookup_of(table)
     except ValueError as exc:
-        problem = f"{path}: {exc}"
+        problem = f"{path}: {json_problem(exc)}"
     else:
         return dict(table)
     raise ValueError(problem)

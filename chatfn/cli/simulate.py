@@ -12,6 +12,7 @@ from chatfn.cli.progress import clock
 from chatfn.cli.rows import Job, prepared, table_columns
 from chatfn.cli.shown import json_of, output, say, several, shown
 from chatfn.cli.table import opened_table
+from chatfn.cli.words import json_problem
 from chatfn.pipeline.simulations import simulate
 from chatfn.spec import Json
 from chatfn.stack import STACK
@@ -44,7 +45,7 @@ def server_in(path: str) -> Any:
         found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         settings_of(found)
     except (ValueError, TypeError) as exc:
-        problem = f"{path}: {exc}"
+        problem = f"{path}: {json_problem(exc)}"
     else:
         return found
     raise ValueError(problem)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from chatfn.cli.words import Misused, messages_of
+from chatfn.cli.words import Misused, json_problem, messages_of
 from chatfn.plain import without
 from chatfn.secret import type_name
 from chatfn.spec import Json
@@ -137,10 +137,18 @@ def data_in(row: Json, name: str, kind: type) -> Any:
     """A column's list or dict, or the one that its text spells; None if there is none."""
     value = row.get(name)
     if isinstance(value, str) and value.strip():
-        value = json.loads(value)
+        value = parsed(value, name)
     if value is None or value == "" or isinstance(value, kind):
         return value or None
     raise ValueError(f"the column {name!r} has {type_name(value)}; give {'an object' if kind is dict else 'a list'}")
+
+
+def parsed(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        problem = json_problem(exc)
+    raise ValueError(f"the column {name!r} has {problem}")
 
 
 def response_format_of(text: str, stem: str) -> dict[str, Any]:

@@ -97,8 +97,13 @@ def named_transport(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as exc:
-        problem = str(exc)
-    raise Misused(f"--transport {text} is no JSON: {problem}")
+        problem = json_problem(exc)
+    raise Misused(f"--transport {text}: {problem}")
+
+
+def json_problem(exc: Exception) -> str:
+    """What is wrong with text that was read as JSON."""
+    return f"no JSON: {exc}" if isinstance(exc, json.JSONDecodeError) else str(exc)
 
 
 def client_key(variable: str | None, host: str, options: Options) -> Secret | None:
