@@ -703,6 +703,30 @@ def test_a_path_that_is_or_has_no_folder_is_refused(tmp_path):
         next(export(tmp_path / "run.db"))
 
 
+@pytest.mark.parametrize(
+    "harm", ["UPDATE calls SET error = printf('%.3000c', 'x') WHERE id > 500", "DELETE FROM calls"]
+)
+def test_who_may_only_read_a_journal_is_told_that_it_was_written_to_meanwhile(path, harm):
+    list(map_chat([{"params": {**PARAMS, "seed": n}} for n in range(1_200)], with_journal(path)))
+    stores.close_all()
+    assert sum(1 for _ in export(path)) == 1_200
+    os.chmod(path, 0o444)
+    with ExitStack() as stack:
+        for parent in Path(path).parents[:3]:
+            stack.callback(os.chmod, parent, os.stat(parent).st_mode)
+            os.chmod(parent, 0o755)
+        stack.enter_context(somebody(os.path.dirname(path)))
+        read = export(path)
+        next(read)
+    os.chmod(path, 0o600)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(harm)
+        db.execute("VACUUM")
+    with pytest.raises(JournalError, match="read it again"):
+        list(read)
+    list(export(path))
+
+
 @contextmanager
 def somebody(folder):
     """Be a user who is not root, if this one is."""

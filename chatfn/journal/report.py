@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from chatfn.journal import JournalError, locks
-from chatfn.journal.files import PATIENCE, allowed, damaged, is_damage, problem_of
+from chatfn.journal.files import DISAGREE, PATIENCE, allowed, damaged, is_damage, problem_of
 from chatfn.journal.rows import data_of
 from chatfn.journal.tables import show_columns
 
 SLOWEST = 5
+STILL = "&immutable=1"  # so that SQLite looks for no other who writes; at the end it is asked whether there was one
 PAGE = 1_000  # rows read at a time: a long reading would keep the write-ahead log from being used again
 COUNTS = (
     "SELECT count(*), count(CASE state WHEN 'answered' THEN 1 END), sum(prompt_tokens), sum(completion_tokens),"
@@ -79,14 +80,21 @@ def export(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """
     real = os.path.realpath(os.fsdecode(path))
     with reading(real) as db:
-        newest = db.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
-        after = 0
-        while rows := db.execute(ANSWERS, (after, newest, PAGE)).fetchall():
-            for number, request, response, target in rows:
-                params = data_of(real, number, request)["body"]
-                who = {} if target is None else {"target": target}
-                yield {"params": params, "completion": data_of(real, number, response), **who}
-            after = rows[-1][0]
+        for number, request, response, target in rows_of(db, ANSWERS):
+            params = data_of(real, number, request)["body"]
+            who = {} if target is None else {"target": target}
+            yield {"params": params, "completion": data_of(real, number, response), **who}
+
+
+def rows_of(db: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a statement over calls, a page of them at a time: those that there are now, by their id."""
+    newest = db.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
+    after = 0
+    while rows := db.execute(statement, (after, newest, PAGE)).fetchall():
+        if rows[-1][0] <= after:  # in a file that is damaged, or written to meanwhile, there would be no end
+            raise sqlite3.DatabaseError(DISAGREE)
+        after = rows[-1][0]
+        yield from rows
 
 
 @contextmanager
@@ -95,20 +103,30 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
     problem: Exception | None = None
     if not os.path.isfile(path):
         raise ValueError(f"there is no journal at {path}")
+    before, uri = stamp_of(path), uri_of(path)
     try:
-        with closing(sqlite3.connect(uri_of(path), timeout=PATIENCE, isolation_level=None, uri=True)) as db:
+        with closing(sqlite3.connect(uri, timeout=PATIENCE, isolation_level=None, uri=True)) as db:
             words = problem_of(db, path)
             if words is None:
                 show_columns(db)
                 db.execute("PRAGMA query_only = ON")
                 yield db
-                return
-            problem = ValueError(words)
+            else:
+                problem = ValueError(words)
     except sqlite3.Error as exc:
         problem = JournalError(f"the journal {path} can't be read: {exc}")
         if is_damage(exc):
             problem = ValueError(damaged(path, exc))
-    raise problem
+    if uri.endswith(STILL) and stamp_of(path) != before:
+        problem = JournalError(f"the journal {path} was written to while it was read; read it again")
+    if problem is not None:
+        raise problem
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """What tells a file from the same one after it was written to."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def uri_of(path: str) -> str:
@@ -120,4 +138,4 @@ def uri_of(path: str) -> str:
     if allowed(path) and allowed(os.path.dirname(path)):
         return f"{Path(path).as_uri()}?mode=rw"
     still = not os.path.exists(path + "-wal")
-    return f"{Path(path).as_uri()}?mode=ro{'&immutable=1' if still else ''}"
+    return f"{Path(path).as_uri()}?mode=ro{STILL if still else ''}"

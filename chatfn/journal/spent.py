@@ -11,7 +11,7 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from chatfn.cost import paid_attos
-from chatfn.journal.report import PAGE, reading
+from chatfn.journal.report import reading, rows_of
 from chatfn.journal.rows import TOKENS, integer
 from chatfn.middleware.bounds import Budget, bound_of, used_of
 from chatfn.middleware.budget import budget
@@ -47,11 +47,7 @@ class Used(NamedTuple):
 
 
 def calls_in(db: sqlite3.Connection) -> Iterator[Used]:
-    newest = db.execute("SELECT max(id) FROM calls").fetchone()[0] or 0
-    after = 0
-    while rows := db.execute(CALLS, (after, newest, PAGE)).fetchall():
-        yield from map(used, rows)
-        after = rows[-1][0]
+    return map(used, rows_of(db, CALLS))
 
 
 def used(row: tuple[Any, ...]) -> Used:
