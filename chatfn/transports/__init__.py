@@ -97,7 +97,7 @@ def check_needs(name: str, settings: Mapping[str, Any], needs: Iterable[str]) ->
     """Raise for a setting that is needed and not given."""
     for setting in needs:
         if setting not in settings:
-            raise ValueError(f"{name!r} needs the setting {setting!r}: [{name!r}, {{{setting!r}: …}}]")
+            raise ValueError(f'{name!r} needs the setting {setting!r}: ["{name}", {{"{setting}": …}}]')
 
 
 def transport_function(name: str) -> Any:
