@@ -83,7 +83,7 @@ class Exchange:
         if streams is not self.streams:  # the head of a stream is wanted at once
             curl.setopt(pycurl.HEADERFUNCTION, self.hear if streams else self.lines.append)
             self.streams = streams
-        listens = (streams or url not in self.loop.counted) and origin not in self.loop.sockets.multiplexed
+        listens = (streams or url not in self.loop.counted) and not self.loop.sockets.multiplexed.get(origin)
         if listens is not self.heard:
             curl.setopt(pycurl.VERBOSE, int(listens))
             self.heard = listens
@@ -198,8 +198,7 @@ class Exchange:
         except (ChatError, OSError, http.client.HTTPException) as exc:
             self.failed = exc
             return False
-        if lines[0].startswith(b"HTTP/2"):
-            self.loop.sockets.multiplexed.add(self.origin)
+        self.loop.sockets.multiplexed[self.origin] = lines[0].startswith(b"HTTP/2")
         good = 200 <= status < 300
         self.limit = self.request["bounds"]["body"] if good else ERROR_BYTES
         if good and self.streams and self.opened is None:

@@ -43,6 +43,7 @@ class Loop:
         self.exchanges: dict[Any, Exchange] = {}  # by libcurl's handle
         self.idle: dict[Way, list[Exchange]] = {}
         self.active: set[Exchange] = set()
+        self.multiplexes = http != "1.1"
         self.soonest = self.look = math.inf
         self.rung = self.closed = self.forgotten = False
         self.finished = 0  # how much was done: whoever waits for something looks again when it moves
@@ -74,8 +75,8 @@ class Loop:
         self.waiting.append(exchange)
         if exchange.until < self.soonest:
             self.soonest = exchange.until
-        if self.look == math.inf and "cancelled" in request:
-            self.look = 0.0
+        if self.look == math.inf and (self.multiplexes or "cancelled" in request):
+            self.look = exchange.until - exchange.within + SLICE
         return exchange
 
     def new_exchange(self, way: Way) -> Exchange:
@@ -219,7 +220,8 @@ class Loop:
         self.idle[exchange.way].append(exchange)
 
     def scan(self, now: float) -> None:
-        """End what is out of time, or cancelled."""
+        """End what is out of time, or cancelled, and have libcurl look at the sockets that streams share: when their
+        session breaks it forgets those that wait."""
         self.soonest = self.look = math.inf
         for exchange in tuple(self.active):
             if exchange not in self.active:  # ended by what another one's ``done`` did
@@ -235,6 +237,9 @@ class Loop:
                 self.finish(exchange, 0, "", exc)
             elif exchange.until < self.soonest:
                 self.soonest = exchange.until
+        if self.multiplexes and self.active:
+            self.look = now + SLICE
+            self.act(self.sockets.shared())
 
     def wake(self) -> None:
         """Make ``work`` return, from any thread."""

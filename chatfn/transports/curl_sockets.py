@@ -27,7 +27,7 @@ class Sockets:
         self.watched: dict[int, tuple[Shard, int]] = {}  # whose a socket is, and what it is watched for
         self.used: dict[int, Shard] = {}  # those of them that a transfer uses
         self.servers: dict[int, tuple[str, int]] = {}  # of a socket to a server its origin, and its inode
-        self.multiplexed: set[str] = set()  # origins that speak HTTP/2
+        self.multiplexed: dict[str, bool] = {}  # of an origin whether it speaks HTTP/2, once it has spoken
 
     def connected(self, fd: int, origin: str) -> None:
         """A new socket: whatever had its number before is gone."""
@@ -54,6 +54,12 @@ class Sockets:
                 self.poller.modify(fd, READ)
                 self.watched[fd] = (shard, READ)
 
+    def shared(self) -> list[tuple[Shard, int, int]]:
+        """What is to be done to have libcurl look at the sockets on which several streams may wait for their answers."""
+        waiting = [fd for fd in self.used if self.watched[fd][1] == READ and fd in self.servers]
+        several = [fd for fd in waiting if self.multiplexed.get(self.servers[fd][0], True)]
+        return [(self.used[fd], fd, pycurl.CSELECT_IN) for fd in several]
+
     def mute(self, fd: int) -> None:
         """The transfer of a socket pauses: what it says is heard when that goes on."""
         self.watched.pop(fd, None)
@@ -70,7 +76,7 @@ class Sockets:
         shard, _ = self.watched.pop(fd, (None, 0))
         origin, _ = self.servers.get(fd, ("", 0))
         if shard is not None and origin:
-            if origin not in self.multiplexed:
+            if not self.multiplexed.get(origin):
                 shard.distrust(origin)
             elif left(fd):
                 sever(fd)
