@@ -14,7 +14,7 @@ from toolz import compose
 
 from chatfn.core import auth_of
 from chatfn.errors import category_of
-from chatfn.middleware.call import authorize, timed, tracing
+from chatfn.middleware.call import authorize, careful, timed, tracing
 from chatfn.middleware.codec import codec
 from chatfn.middleware.targets import targets_in
 from chatfn.options import nearest
@@ -153,7 +153,7 @@ def layers_of(options: Options) -> list[Middleware]:
         *map(layer, linked(options.get("middleware", STACK))),
         *([authorize()] if asks(options) else []),
         *([] if trace is None else [tracing(trace)]),
-        codec(classify=options.get("category_of", category_of)),
+        codec(classify=careful(options.get("category_of", category_of))),
     ]
 
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 from pyrsistent import freeze, thaw
-from rawserver import CLOSE, answer, delta, event, raw_server, stream
+from rawserver import CLOSE, STREAM_HEAD, answer, chunked, delta, event, raw_server, stream
 
 import chatfn
 from chatfn import ChatError, acreate_chat_completion, aresponder, create_chat_completion, responder, wire_headers
@@ -236,6 +236,28 @@ def test_a_classifier_of_the_callers_own_decides_what_is_retried():
     options = {"transport": ["scripted", {"responses": script}], "full_response": True, **QUICK}
     response = create_chat_completion(PARAMS, {**options, "category_of": lambda status, wire: "busy"})
     assert (response["attempts"], response["body"]) == (2, DONE)
+
+
+@pytest.mark.parametrize(
+    ("params", "reply", "category"),
+    [
+        (PARAMS, answer({"error": {"message": "no"}}, 401), "forbidden"),
+        (STREAM, answer({"error": {"message": "no"}}), "fault"),
+        (STREAM, STREAM_HEAD + chunked(event({"error": {"message": "no"}})), "fault"),
+    ],
+)
+def test_a_classifier_that_fails_is_a_warning_and_its_frames_show_no_key(params, reply, category):
+    def failing(status, wire):
+        raise ZeroDivisionError
+
+    def call(server):
+        options = at(server, category_of=failing, middleware=[])
+        with pytest.raises(ChatError) as caught:
+            list(create_chat_completion(params, options))
+        return caught.value.error["category"]
+
+    with raw_server([reply]) as server, pytest.warns(RuntimeWarning, match="category_of raised ZeroDivisionError"):
+        assert call(server) == category
 
 
 def test_more_requests_than_a_script_has_is_an_error():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from chatfn.chunks import collector
 from chatfn.core import with_totals
-from chatfn.errors import failure
+from chatfn.errors import category_of, failure
 from chatfn.middleware import NOW, Call, Flow, middleware
 from chatfn.middleware.streams import tapped
 from chatfn.secret import Secret, problem_of
-from chatfn.spec import Error, Request, Response, Trace
+from chatfn.spec import Category, Classify, Error, Request, Response, Trace
 
 REDIRECTS = 5
 FOLLOWED = (307, 308)
@@ -78,6 +79,22 @@ def show(trace: Trace, request: Request, response: Response) -> None:
         trace(request, response)
     except Exception as exc:
         warnings.warn(f"the trace function raised {type(exc).__name__}", RuntimeWarning, stacklevel=2)
+
+
+def careful(classify: Classify) -> Classify:
+    """``classify``, whose failure is a warning: what it raises would show the secrets of the frames that it passes."""
+    if classify is category_of:
+        return classify
+
+    def classified(status: int, wire: Mapping[str, Any]) -> Category:
+        try:
+            return classify(status, wire)
+        except Exception as exc:
+            problem = type(exc).__name__
+        warnings.warn(f"the function category_of raised {problem}", RuntimeWarning, stacklevel=2)
+        return category_of(status, wire)
+
+    return classified
 
 
 def redirected(request: Request, response: Response) -> Flow:
