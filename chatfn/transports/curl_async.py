@@ -128,6 +128,7 @@ async def asend(request: Request, http: str, blocking: Any) -> Response:
     except asyncio.CancelledError:
         if exchange.done is done and exchange in loop.active:
             loop.release(exchange)
+            hung.kick()  # another may have waited for its place
         raise
     if response is not None:
         return cast(Response, response)
