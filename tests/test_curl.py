@@ -676,3 +676,12 @@ def test_a_loop_that_is_closed_takes_nothing_back() -> None:
         loop.release(exchange)
         assert loop.closed
     assert curl.__name__ == "curl"
+
+
+@pytest.mark.parametrize(("wrong", "right"), [(1, True), (0, False)])
+def test_a_setting_that_can_not_be_does_not_stand_in_for_the_one_that_equals_it(wrong: int, right: bool) -> None:
+    options: Any = {"api_endpoint": "https://127.0.0.1:1/v1", "api_key": "k", "transport": "curl", "middleware": []}
+    with pytest.raises(TypeError):
+        create_chat_completion({"model": "m"}, {**options, "request": {"verify": wrong}})
+    with pytest.raises(ChatError):
+        create_chat_completion({"model": "m"}, {**options, "request": {"verify": right, "timeout": 2}})

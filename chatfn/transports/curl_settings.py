@@ -42,14 +42,14 @@ def way_of(request: Request) -> tuple[Way, str]:
     return found_way(request["url"], proxies, request.get("verify", True), files)
 
 
-@lru_cache(1_024)
+@lru_cache(1_024, typed=True)  # 1 is not True, and no path either
 def found_way(url: str, proxies: Pairs, verify: bool | str, cert: tuple[str, ...]) -> tuple[Way, str]:
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}"
     return origin_way(origin, proxies, verify, cert), origin
 
 
-@lru_cache(1_024)
+@lru_cache(1_024, typed=True)  # 1 is not True, and no path either
 def origin_way(origin: str, proxies: Pairs, verify: bool | str, cert: tuple[str, ...]) -> Way:
     settings = requests.Session().merge_environment_settings(
         origin, dict(proxies), True, verify, cast(Any, cert or None)
