@@ -278,7 +278,7 @@ def test_retry_budget_limit_and_journal(job: Job) -> None:
     spare=st.floats(2, 10),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=max(1, EXAMPLES // 5), deadline=None)
+@settings(max_examples=max(1, EXAMPLES // 5), deadline=None, phases=set(Phase) - {Phase.explain, Phase.shrink})
 def test_a_limited_map_takes_hardly_longer_than_it_must_and_nobody_starves(
     rpm: int | None, tpm: int, window: str, latency: Any, spare: float, seed: int
 ) -> None:
@@ -314,9 +314,11 @@ def test_a_limited_map_takes_hardly_longer_than_it_must_and_nobody_starves(
     note(f"{count} rows, {concurrency} in flight, {report}")
     assert all("response" in row for row in found)
     minutes = max(count / (rpm or inf), report["charged"] / tpm)
-    ideal = ceil(1.1 * minutes) - 1 if window == "fixed" else 1.1 * max(0, minutes - 1)
     burst = min(count, 60 * rate) * 2.1 / concurrency  # seconds for what may pass at once, at the slowest latency
-    assert report["last"] <= 60 * ideal + burst + 5
+    if window == "fixed":
+        assert report["last"] <= 60 * ceil(1.1 * minutes) + burst  # in the window in which it should end
+    else:
+        assert report["last"] <= 60 * 1.1 * max(0, minutes - 1) + burst + 12  # seconds to learn the limits
     assert report["refused"] <= 0.05 * report["requests"] + 5
     later = inf
     for number in range(count - 1, -1, -1):  # who came much later is not sent much earlier
