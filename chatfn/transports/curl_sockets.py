@@ -55,7 +55,7 @@ class Sockets:
                 self.watched[fd] = (shard, READ)
 
     def shared(self) -> list[tuple[Shard, int, int]]:
-        """What is to be done to have libcurl look at the sockets on which several streams may wait for their answers."""
+        """What to do to have libcurl look at the sockets on which several streams may wait for their answers."""
         waiting = [fd for fd in self.used if self.watched[fd][1] == READ and fd in self.servers]
         several = [fd for fd in waiting if self.multiplexed.get(self.servers[fd][0], True)]
         return [(self.used[fd], fd, pycurl.CSELECT_IN) for fd in several]
