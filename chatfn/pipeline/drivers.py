@@ -5,7 +5,6 @@ Both are driven by the one thread that calls ``wait``; a transport that can carr
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -89,6 +88,8 @@ def thread_driver(handler: Handler, size: int) -> Driver:  # noqa: C901  # small
 
 def loop_driver(handler: AsyncHandler) -> Driver:  # noqa: C901  # as above
     """An event loop that runs while it is waited for."""
+    import asyncio  # here, for other drivers do without
+
     loop = asyncio.new_event_loop()
     tasks: set[asyncio.Task[None]] = set()
     closing = False

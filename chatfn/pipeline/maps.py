@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import takewhile
 from queue import SimpleQueue
 from threading import Event
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from toolz import compose
 
@@ -23,6 +22,9 @@ from chatfn.sealing import sealed
 from chatfn.spec import Json, Options
 from chatfn.stack import layers_of, names_of
 from chatfn.transports import close, transport_of
+
+if TYPE_CHECKING:
+    import asyncio
 
 AHEAD = 16  # times the concurrency: how many rows are out at most, those that wait for their retry included
 NEXT = 128  # rows that are taken while their turn to be sent has not come
@@ -78,6 +80,7 @@ async def amap_chat(
 ) -> AsyncIterator[Row]:
     """The same as an asynchronous iterator, of an iterable or an asynchronous one.
 
+    >>> import asyncio
     >>> async def texts():
     ...     rows = [{"params": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}]
     ...     return [row["response"]["object"] async for row in amap_chat(rows, {"transport": "echo"})]
@@ -85,6 +88,8 @@ async def amap_chat(
     ['chat.completion']
     """
     options = sealed(options)
+    import asyncio  # here, for it takes memory, and blocking maps do without it
+
     whole = resolved(options)
     loop = asyncio.get_running_loop()
     ended = Event()
@@ -107,6 +112,8 @@ async def amap_chat(
 def pulled(rows: AsyncIterable[Json], loop: asyncio.AbstractEventLoop, ended: Event) -> Iterator[Any]:
     """The items of an asynchronous iterable, for another thread than that of its ``loop``, until ``ended``; a ``NUDGE``
     now and then while there is none."""
+    import asyncio
+
     source = aiter(rows)
 
     async def pull() -> Any:

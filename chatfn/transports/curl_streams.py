@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -147,6 +146,8 @@ def read(stream: Stream, leave: Callable[[], object]) -> Generator[bytes, float 
 
 async def aread(stream: Stream) -> AsyncGenerator[bytes, float | None]:
     """The same, awaited."""
+    import asyncio  # here, for blocking streams do without
+
     clock = Clock(stream.request)
     error: Error | None = None
     try:
