@@ -427,3 +427,23 @@ def test_what_a_transport_raises_shows_no_secret_on_its_way(problem: BaseExcepti
         with pytest.raises(type(problem)) as caught:
             create_chat_completion(params, options)
         assert KEY not in told(caught.value)
+
+
+class Alike:
+    """A function that says it is any other's equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __call__(self) -> str:
+        return "sk-1"
+
+
+def test_a_function_is_told_by_itself_unless_it_says_what_it_equals() -> None:
+    assert fingerprint(Secret(Alike())) is None
+    one, other = Secret(lambda: "sk-1"), Secret(lambda: "sk-1")
+    assert fingerprint(one) == fingerprint(one) != fingerprint(other)
+    assert fingerprint(Secret(Alike().__call__)) is not None
