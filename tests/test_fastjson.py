@@ -102,16 +102,17 @@ SCALARS = (
 KEYS = st.text(st.characters(), max_size=5) | st.sampled_from(["a", "b", "é", "", "content"])
 
 
-def trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def trees(leaves: st.SearchStrategy[Any], keys: st.SearchStrategy[str] = KEYS) -> st.SearchStrategy[Any]:
     def around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-        return st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4)
+        return st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4)
 
     return st.recursive(leaves, around, max_leaves=12)
 
 
 JSON = trees(SCALARS)
 STRICT = trees(
-    st.none() | st.booleans() | st.integers(1 - 10**18, 10**18 - 1) | st.floats(1e-4, 1e15) | st.text(max_size=9)
+    st.none() | st.booleans() | st.integers(1 - 10**18, 10**18 - 1) | st.floats(1e-4, 1e15) | st.text(max_size=9),
+    st.text(max_size=5),  # without halves of surrogate pairs
 )
 
 
