@@ -424,7 +424,7 @@ def test_a_dripped_answer_is_bounded_in_total(http: Client) -> None:
             response = http.call(server.url, request={"timeout": 0.5})
             assert failed(response) == "interrupted"
             assert "timeout" in response["error"]["message"]
-            assert time.monotonic() - began < 2.5  # all of it would take longer
+            assert time.monotonic() - began < 1.0
 
 
 @pytest.mark.parametrize("status", [200, 500])
@@ -435,7 +435,7 @@ def test_a_dripped_page_instead_of_a_stream_is_bounded_in_total(http: Client, st
         texts, error = read(http, server.url, request={"timeout": 0.5}, deadline=None)
         assert texts == []
         assert error["status"] == status
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 1.2
 
 
 def test_a_server_that_does_not_read_is_bounded_by_silence(http: Client) -> None:
@@ -444,7 +444,7 @@ def test_a_server_that_does_not_read_is_bounded_by_silence(http: Client) -> None
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         response = http.call(url, {**PARAMS, "pad": "x" * 20_000_000}, request={"timeout": 0.4}, deadline=None)
         assert failed(response) == "interrupted"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 1.5
 
 
 def test_an_answer_that_comes_before_the_request_is_sent_is_heard(http: Client) -> None:
@@ -469,7 +469,7 @@ def test_the_dripped_head_of_a_stream_is_bounded_by_silence(http: Client) -> Non
     with raw_server(dripped(STREAM_HEAD)) as server:
         began = time.monotonic()
         assert read(http, server.url, request={"timeout": 0.5})[1]["category"] == "interrupted"
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 1.0
 
 
 def test_a_server_that_does_not_accept_is_bounded_by_the_connect_timeout(http: Client) -> None:
@@ -486,7 +486,7 @@ def test_a_server_that_does_not_accept_is_bounded_by_the_connect_timeout(http: C
             pytest.skip("this system accepts more than a server does")
     assert failed(response) == "unavailable"
     assert "0.3 s" in response["error"]["message"]
-    assert took < 4
+    assert took < 1.0
 
 
 def test_refused_connections_and_unknown_names_are_unavailable(http: Client) -> None:
@@ -504,7 +504,7 @@ def test_the_deadline_bounds_a_whole_call(http: Client) -> None:
         response = http.call(server.url, deadline=0.3, request={"timeout": 2}, middleware=[QUICK])
         assert failed(response) == "interrupted"
         assert "deadline" in response["error"]["message"]
-        assert time.monotonic() - began < 1.9
+        assert time.monotonic() - began < 0.9
 
 
 def test_the_deadline_spans_retries_and_their_waits(http: Client) -> None:
@@ -698,7 +698,7 @@ def test_a_stream_without_end_is_bounded_by_the_deadline(http: Client) -> None:
         assert texts
         assert error["category"] == "interrupted"
         assert "deadline" in error["message"]
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 0.9
         assert soon(lambda: not server.open)
 
 
@@ -707,7 +707,7 @@ def test_comments_are_no_progress(http: Client) -> None:
         began = time.monotonic()
         texts, error = read(http, server.url, request={"timeout": 0.4}, deadline=None)
         assert (texts, error["category"]) == ([], "interrupted")
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 1.2
         assert soon(lambda: not server.open)
 
 
@@ -730,7 +730,7 @@ def test_a_finished_stream_does_not_wait_for_its_connection(http: Client) -> Non
     with raw_server([stream("a")[:-5], until_gone], [good(2)]) as server:
         began = time.monotonic()
         assert read(http, server.url) == (["a", ""], None)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 0.8
         assert soon(lambda: not server.open)
     with raw_server([stream("a")[:-5], endless(chunked(b": more\n\n" * 1_000)[:-5])], [good(2)]) as server:
         assert read(http, server.url) == (["a", ""], None)
